@@ -1,0 +1,54 @@
+package machine
+
+import (
+	"io"
+	"time"
+)
+
+// Image is a file that the guest boots from. *io.SectionReader, *bytes.Reader and *strings.Reader are Images. It is
+// read while the machine starts (and again at each restart), straight into guest memory, and must stay readable until
+// [Machine.Close].
+type Image interface {
+	io.ReaderAt
+	Size() int64
+}
+
+// Config describes a virtual machine. The zero value of a field has the meaning that its comment says.
+type Config struct {
+	// Kernel is a Linux/x86 bzImage or an ELF file (vmlinux). It must be set.
+	Kernel Image
+	// Initrd is handed to the kernel as its initial RAM disk; nil for none.
+	Initrd Image
+	// Cmdline is the kernel's command line, as it is; see [DefaultCmdline].
+	Cmdline string
+
+	// Memory is the guest's RAM in bytes, a multiple of 4096. Zero is [DefaultMemory].
+	Memory uint64
+	// CPUs is the number of vCPUs, 1 to [MaxCPUs]. Zero is 1.
+	CPUs int
+
+	// Serial is what COM1 is connected to; nil for a port with nothing attached. The machine reads what the guest
+	// shall receive and writes what the guest sends; a reader's end (io.EOF) only means that no more input comes. A
+	// Write that blocks stalls the guest's port, as hardware flow control would, and never a vCPU. The machine owns
+	// Serial from a successful New on: Close closes it, which must end a pending Read or Write (as net.Conn's does).
+	Serial io.ReadWriteCloser
+
+	// RestartOnReset boots the guest again, in place, when it resets itself. Otherwise Run returns [Reset].
+	RestartOnReset bool
+	// DebugExit adds a port (0xF4, write-only) whose write ends the machine with [DebugExit] and the value written.
+	// For tests: any program in the guest with port access can use it.
+	DebugExit bool
+	// Trace counts each access to a port or address that reaches the monitor, for [Machine.Stats]. It costs a little on
+	// each exit and some memory.
+	Trace bool
+	// PowerOffGrace is how long [Machine.Shutdown] waits after the power button before it stops the guest. Zero is
+	// [DefaultPowerOffGrace].
+	PowerOffGrace time.Duration
+}
+
+// Defaults and limits of a [Config].
+const (
+	DefaultMemory        = 1 << 30
+	DefaultPowerOffGrace = 30 * time.Second
+	MaxCPUs              = 64
+)
