@@ -1,9 +1,6 @@
 package machine
 
-import (
-	"io"
-	"time"
-)
+import "io"
 
 // Image is a file that the guest boots from. *io.SectionReader, *bytes.Reader and *strings.Reader are Images. It is
 // read while the machine starts (and again at each restart), straight into guest memory, and must stay readable until
@@ -41,14 +38,10 @@ type Config struct {
 	// Trace counts each access to a port or address that reaches the monitor, for [Machine.Stats]. It costs a little on
 	// each exit and some memory.
 	Trace bool
-	// PowerOffGrace is how long [Machine.Shutdown] waits after the power button before it stops the guest. Zero is
-	// [DefaultPowerOffGrace].
-	PowerOffGrace time.Duration
 }
 
 // Defaults and limits of a [Config].
 const (
-	DefaultMemory        = 1 << 30
-	DefaultPowerOffGrace = 30 * time.Second
-	MaxCPUs              = 64
+	DefaultMemory = 1 << 30
+	MaxCPUs       = 64
 )
