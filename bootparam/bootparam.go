@@ -74,9 +74,3 @@ type Entry struct {
 	DS       Segment // for ES, FS, GS and SS too
 	TR       Segment
 }
-
-// Load puts the kernel, the initrd and the boot parameters into mem, whose RAM need not be zeroed. The error is an
-// [*Error] if one of the user's inputs is to blame.
-func Load(mem *memory.Memory, cfg Config) (Entry, error) {
-	return load(mem, cfg)
-}
