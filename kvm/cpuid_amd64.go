@@ -17,7 +17,7 @@ type CPUIDEntry struct {
 	_        [3]uint32
 }
 
-// SetCPUID2 says what the guest's CPUID instruction answers; §4.20. Before the vCPU first runs.
+// SetCPUID2 says what the guest's CPUID instruction answers (KVM_SET_CPUID2). Before the vCPU first runs.
 func (c *VCPU) SetCPUID2(entries []CPUIDEntry) error {
 	return c.do(fmt.Sprintf("set %d cpuid entries", len(entries)), kvmSetCPUID2, listOf(entries).pointer())
 }

@@ -6,7 +6,7 @@ import (
 	"unsafe"
 )
 
-// runPage is the start of the structure that a vCPU shares with the kernel (kvm_run; §5).
+// runPage is the start of the structure that a vCPU shares with the kernel (kvm_run).
 type runPage struct {
 	request    uint32 // request_interrupt_window, immediate_exit, and the first two bytes of padding
 	_          uint32
@@ -20,7 +20,7 @@ type runPage struct {
 // immediateExit is the byte immediate_exit in runPage.request.
 const immediateExit = 1 << 8
 
-// ExitReason says why [VCPU.Run] returned without an error; §5.
+// ExitReason says why [VCPU.Run] returned without an error.
 type ExitReason uint32
 
 // The exits that an x86 guest can take with the capabilities that this package knows.

@@ -6,7 +6,7 @@ import (
 )
 
 // CreateIRQChip makes the interrupt controllers in the kernel: two 8259 PICs, an IOAPIC, and a local APIC in each vCPU
-// made later; §4.24. GSIs 0 to 15 go to PIC and IOAPIC, 16 to 23 to the IOAPIC, until [VM.SetGSIRouting].
+// made later (KVM_CREATE_IRQCHIP). GSIs 0 to 15 go to PIC and IOAPIC, 16 to 23 to the IOAPIC, until [VM.SetGSIRouting].
 func (vm *VM) CreateIRQChip() error {
 	if _, err := ioctl(vm.fd, kvmCreateIRQChip, 0); err != nil {
 		return fmt.Errorf("create irqchip: %w", err)
@@ -23,7 +23,7 @@ type pitConfig struct { // kvm_pit_config
 	_     [15]uint32
 }
 
-// CreatePIT2 makes an i8254 timer in the kernel; §4.72. After [VM.CreateIRQChip].
+// CreatePIT2 makes an i8254 timer in the kernel (KVM_CREATE_PIT2). After [VM.CreateIRQChip].
 func (vm *VM) CreatePIT2(flags uint32) error {
 	c := pitConfig{flags: flags}
 	if _, err := ioctlPtr(vm.fd, kvmCreatePIT2, unsafe.Pointer(&c)); err != nil {
@@ -70,8 +70,8 @@ func MSIRoute(gsi uint32, addr uint64, data uint32) GSIRoute {
 	return GSIRoute{gsi: gsi, kind: routeMSI, u: [8]uint32{uint32(addr), uint32(addr >> 32), data}}
 }
 
-// SetGSIRouting replaces the whole GSI routing table; §4.52. A GSI may have several routes to interrupt controllers,
-// or one that is a message.
+// SetGSIRouting replaces the whole GSI routing table (KVM_SET_GSI_ROUTING). A GSI may have several routes to interrupt
+// controllers, or one that is a message.
 func (vm *VM) SetGSIRouting(routes []GSIRoute) error {
 	l := listOf(routes)
 	if _, err := ioctlPtr(vm.fd, kvmSetGSIRouting, l.pointer()); err != nil {
@@ -82,7 +82,7 @@ func (vm *VM) SetGSIRouting(routes []GSIRoute) error {
 
 type irqLevel struct{ gsi, level uint32 } // kvm_irq_level
 
-// IRQLine sets the level of a GSI; §4.25. An edge is high and then low.
+// IRQLine sets the level of a GSI (KVM_IRQ_LINE). An edge is high and then low.
 func (vm *VM) IRQLine(gsi uint32, high bool) error {
 	l := irqLevel{gsi: gsi}
 	if high {
@@ -108,8 +108,8 @@ type msi struct { // kvm_msi
 	_                 [12]byte
 }
 
-// SignalMSI delivers a message without a route; §4.70. It reports whether any vCPU took it: a guest that has its local
-// APIC off takes none, which is no error.
+// SignalMSI delivers a message without a route (KVM_SIGNAL_MSI). It reports whether any vCPU took it: a guest that has
+// its local APIC off takes none, which is no error.
 func (vm *VM) SignalMSI(m MSI) (delivered bool, err error) {
 	k := msi{addrLow: uint32(m.Addr), addrHigh: uint32(m.Addr >> 32), data: m.Data}
 	n, err := ioctlPtr(vm.fd, kvmSignalMSI, unsafe.Pointer(&k))
@@ -140,7 +140,7 @@ type irqfd struct { // kvm_irqfd
 	_                          [16]byte
 }
 
-// IRQFD makes or takes away the binding of an eventfd to a GSI; §4.75.
+// IRQFD makes or takes away the binding of an eventfd to a GSI (KVM_IRQFD).
 func (vm *VM) IRQFD(f IRQFD) error {
 	k := irqfd{fd: uint32(f.FD), gsi: f.GSI, flags: f.Flags, resampleFD: uint32(f.ResampleFD)}
 	if _, err := ioctlPtr(vm.fd, kvmIRQFD, unsafe.Pointer(&k)); err != nil {
@@ -174,7 +174,7 @@ type ioeventfd struct { // kvm_ioeventfd
 	_     [36]byte
 }
 
-// IOEventFD makes or takes away the binding of an eventfd to a guest's write; §4.59.
+// IOEventFD makes or takes away the binding of an eventfd to a guest's write (KVM_IOEVENTFD).
 func (vm *VM) IOEventFD(e IOEvent) error {
 	k := ioeventfd{match: e.Match, addr: e.Addr, len: e.Len, fd: int32(e.FD), flags: e.Flags}
 	if _, err := ioctlPtr(vm.fd, kvmIOEventFD, unsafe.Pointer(&k)); err != nil {

@@ -5,7 +5,7 @@ import (
 	"unsafe"
 )
 
-// Regs are the general registers (kvm_regs; §4.11).
+// Regs are the general registers (kvm_regs).
 type Regs struct {
 	RAX, RBX, RCX, RDX uint64
 	RSI, RDI, RSP, RBP uint64
@@ -39,7 +39,7 @@ type DTable struct {
 	_     [3]uint16
 }
 
-// Sregs are the special registers (kvm_sregs; §4.13).
+// Sregs are the special registers (kvm_sregs).
 type Sregs struct {
 	CS, DS, ES, FS, GS, SS  Segment
 	TR, LDT                 Segment
@@ -50,7 +50,7 @@ type Sregs struct {
 	InterruptBitmap         [4]uint64 // at most one bit: an external interrupt that the CPU took and did not deliver yet
 }
 
-// FPU is the x87 and SSE state (kvm_fpu; §4.17).
+// FPU is the x87 and SSE state (kvm_fpu).
 type FPU struct {
 	FPR        [8][16]byte
 	FCW        uint16
@@ -65,7 +65,7 @@ type FPU struct {
 	_          uint32
 }
 
-// LAPICState is the local APIC's register page, as the guest sees it in xAPIC mode (kvm_lapic_state; §4.57).
+// LAPICState is the local APIC's register page, as the guest sees it in xAPIC mode (kvm_lapic_state).
 type LAPICState struct{ Regs [0x400]byte }
 
 // MSREntry is an MSR and its value (kvm_msr_entry).
@@ -75,7 +75,7 @@ type MSREntry struct {
 	Data  uint64
 }
 
-// VCPUEvents are the exceptions, interrupts and NMIs on their way (kvm_vcpu_events; §4.31).
+// VCPUEvents are the exceptions, interrupts and NMIs on their way (kvm_vcpu_events).
 type VCPUEvents struct {
 	Exception struct {
 		Injected, Nr, HasErrorCode, Pending uint8
@@ -95,61 +95,61 @@ type VCPUEvents struct {
 	ExceptionPayload    uint64
 }
 
-// GetRegs returns the general registers; §4.11.
+// GetRegs returns the general registers (KVM_GET_REGS).
 func (c *VCPU) GetRegs() (Regs, error) {
 	var r Regs
 	err := c.do("get registers", kvmGetRegs, unsafe.Pointer(&r))
 	return r, err
 }
 
-// SetRegs sets the general registers; §4.12.
+// SetRegs sets the general registers (KVM_SET_REGS).
 func (c *VCPU) SetRegs(r *Regs) error {
 	return c.do("set registers", kvmSetRegs, unsafe.Pointer(r))
 }
 
-// GetSregs returns the special registers; §4.13.
+// GetSregs returns the special registers (KVM_GET_SREGS).
 func (c *VCPU) GetSregs() (Sregs, error) {
 	var s Sregs
 	err := c.do("get special registers", kvmGetSregs, unsafe.Pointer(&s))
 	return s, err
 }
 
-// SetSregs sets the special registers; §4.14.
+// SetSregs sets the special registers (KVM_SET_SREGS).
 func (c *VCPU) SetSregs(s *Sregs) error {
 	return c.do("set special registers", kvmSetSregs, unsafe.Pointer(s))
 }
 
-// GetFPU returns the x87 and SSE state; §4.17.
+// GetFPU returns the x87 and SSE state (KVM_GET_FPU).
 func (c *VCPU) GetFPU() (FPU, error) {
 	var f FPU
 	err := c.do("get fpu", kvmGetFPU, unsafe.Pointer(&f))
 	return f, err
 }
 
-// SetFPU sets the x87 and SSE state; §4.18.
+// SetFPU sets the x87 and SSE state (KVM_SET_FPU).
 func (c *VCPU) SetFPU(f *FPU) error { return c.do("set fpu", kvmSetFPU, unsafe.Pointer(f)) }
 
-// GetLAPIC returns the local APIC's registers; §4.57.
+// GetLAPIC returns the local APIC's registers (KVM_GET_LAPIC).
 func (c *VCPU) GetLAPIC() (LAPICState, error) {
 	var s LAPICState
 	err := c.do("get lapic", kvmGetLAPIC, unsafe.Pointer(&s))
 	return s, err
 }
 
-// SetLAPIC sets the local APIC's registers; §4.58.
+// SetLAPIC sets the local APIC's registers (KVM_SET_LAPIC).
 func (c *VCPU) SetLAPIC(s *LAPICState) error {
 	return c.do("set lapic", kvmSetLAPIC, unsafe.Pointer(s))
 }
 
-// GetVCPUEvents returns the exceptions, interrupts and NMIs on their way; §4.31.
+// GetVCPUEvents returns the exceptions, interrupts and NMIs on their way (KVM_GET_VCPU_EVENTS).
 func (c *VCPU) GetVCPUEvents() (VCPUEvents, error) {
 	var e VCPUEvents
 	err := c.do("get events", kvmGetVCPUEvents, unsafe.Pointer(&e))
 	return e, err
 }
 
-// GetMSRs reads MSRs in the order of indices; §4.15. It stops at the first that KVM refuses, and returns those before
-// it: fewer than asked for, without an error.
+// GetMSRs reads MSRs in the order of indices (KVM_GET_MSRS). It stops at the first that KVM refuses, and returns those
+// before it: fewer than asked for, without an error.
 func (c *VCPU) GetMSRs(indices ...uint32) ([]MSREntry, error) {
 	l := makeList[MSREntry](len(indices))
 	entries := l.entries()
@@ -163,8 +163,8 @@ func (c *VCPU) GetMSRs(indices ...uint32) ([]MSREntry, error) {
 	return entries[:n], nil
 }
 
-// SetMSRs writes MSRs in order; §4.16. It stops at the first that KVM refuses, and returns how many it took: where
-// that is fewer than given, without an error, entries[n] is the refused one.
+// SetMSRs writes MSRs in order (KVM_SET_MSRS). It stops at the first that KVM refuses, and returns how many it took:
+// where that is fewer than given, without an error, entries[n] is the refused one.
 func (c *VCPU) SetMSRs(entries []MSREntry) (n int, err error) {
 	n, err = ioctlPtr(c.fd, kvmSetMSRs, listOf(entries).pointer())
 	if err != nil {

@@ -1,8 +1,8 @@
 // Package kvm is the interface of Linux's KVM: its ioctls as methods on [System], [VM] and [VCPU], with the kernel's
 // structures as Go values. It holds no policy: what to map, route or answer is the caller's business.
 //
-// The source of it all is Linux Documentation/virt/kvm/api.rst (§n in the comments is a section of it) and
-// include/uapi/linux/kvm.h, whose names the identifiers follow.
+// The source of it all is Linux Documentation/virt/kvm/api.rst, where each request has a section by the name that the
+// comments give in capitals, and include/uapi/linux/kvm.h, whose names the identifiers follow.
 //
 // Each request is issued again when a signal interrupts it, except KVM_RUN: that is how a vCPU is made to stop, see
 // [VCPU.Run]. All methods may be called by any goroutine unless they say otherwise; none may run at the time of, or
@@ -20,7 +20,7 @@ import (
 // DefaultPath is where Linux has the KVM device.
 const DefaultPath = "/dev/kvm"
 
-// apiVersion is the only version of the stable API; a kernel with another is not to be used (§4.1).
+// apiVersion is the only version of the stable API; a kernel with another is not to be used (KVM_GET_API_VERSION).
 const apiVersion = 12
 
 // VersionError reports a kernel whose KVM has an API that this package does not speak.
@@ -92,8 +92,8 @@ func closeFD(fd *int, what string) error {
 	return nil
 }
 
-// Extension returns the value of a capability, 0 where KVM lacks it; §4.4. Some have a value beyond 1, which the
-// constant's comment names. A capability may depend on the VM: see [VM.Extension].
+// Extension returns the value of a capability, 0 where KVM lacks it (KVM_CHECK_EXTENSION). Some have a value beyond 1,
+// which the constant's comment names. A capability may depend on the VM: see [VM.Extension].
 func (s *System) Extension(c Cap) (int, error) { return checkExtension(s.fd, c) }
 
 func checkExtension(fd int, c Cap) (int, error) {
@@ -104,10 +104,11 @@ func checkExtension(fd int, c Cap) (int, error) {
 	return n, nil
 }
 
-// VCPUMmapSize returns the size in bytes of the structure that each vCPU shares with the kernel; §4.5.
+// VCPUMmapSize returns the size in bytes of the structure that each vCPU shares with the kernel
+// (KVM_GET_VCPU_MMAP_SIZE).
 func (s *System) VCPUMmapSize() int { return s.mmapSize }
 
-// SupportedCPUID returns the CPUID leaves that host and KVM support in a default VM; §4.46.
+// SupportedCPUID returns the CPUID leaves that host and KVM support in a default VM (KVM_GET_SUPPORTED_CPUID).
 func (s *System) SupportedCPUID() ([]CPUIDEntry, error) {
 	const atFirst, tooMany = 128, 1 << 14 // KVM of today has at most 256
 	for n := atFirst; ; n *= 2 {
@@ -122,12 +123,12 @@ func (s *System) SupportedCPUID() ([]CPUIDEntry, error) {
 	}
 }
 
-// MSRIndexList returns the MSRs that [VCPU.GetMSRs] and [VCPU.SetMSRs] know; §4.3.
+// MSRIndexList returns the MSRs that [VCPU.GetMSRs] and [VCPU.SetMSRs] know (KVM_GET_MSR_INDEX_LIST).
 func (s *System) MSRIndexList() ([]uint32, error) {
 	return s.msrList(kvmGetMSRIndexList, "get msr index list")
 }
 
-// MSRFeatureIndexList returns the MSRs that tell features of the host; §4.3.
+// MSRFeatureIndexList returns the MSRs that tell features of the host (KVM_GET_MSR_FEATURE_INDEX_LIST).
 func (s *System) MSRFeatureIndexList() ([]uint32, error) {
 	return s.msrList(kvmGetMSRFeatureIndexList, "get msr feature index list")
 }
@@ -149,7 +150,7 @@ func (s *System) msrList(request uintptr, what string) ([]uint32, error) {
 	}
 }
 
-// CreateVM makes a VM without memory, vCPUs or interrupt controllers; §4.2.
+// CreateVM makes a VM without memory, vCPUs or interrupt controllers (KVM_CREATE_VM).
 func (s *System) CreateVM() (*VM, error) {
 	fd, err := ioctl(s.fd, kvmCreateVM, 0)
 	if err != nil {

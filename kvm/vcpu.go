@@ -18,7 +18,7 @@ type VCPU struct {
 	run  *runPage // the start of page
 }
 
-// CreateVCPU makes a vCPU; §4.7. Its id is its local APIC's.
+// CreateVCPU makes a vCPU (KVM_CREATE_VCPU). Its id is its local APIC's.
 func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
 	fd, err := ioctl(vm.fd, kvmCreateVCPU, uintptr(id))
 	if err != nil {
@@ -48,8 +48,8 @@ func (c *VCPU) Close() error {
 // ID returns the id that the vCPU was made with.
 func (c *VCPU) ID() int { return c.id }
 
-// Run runs the guest until it exits to user space, for a reason that [VCPU.ExitReason] tells; §4.10. It first completes
-// the access of the last exit, with the data that the caller put in place.
+// Run runs the guest until it exits to user space, for a reason that [VCPU.ExitReason] tells (KVM_RUN). It first
+// completes the access of the last exit, with the data that the caller put in place.
 //
 // The error is a bare unix.Errno. EINTR: a signal or [VCPU.SetImmediateExit] made it stop, and nothing else happened;
 // the last access is complete. EAGAIN: the vCPU waits for its start-up and was woken early; run it again.
@@ -75,7 +75,7 @@ func (c *VCPU) SetImmediateExit(on bool) {
 	atomic.StoreUint32(&c.run.request, word)
 }
 
-// MPState is a vCPU's multiprocessing state; §4.38.
+// MPState is a vCPU's multiprocessing state.
 type MPState uint32
 
 // The states of an x86 vCPU.
@@ -87,19 +87,19 @@ const (
 	MPSIPIReceived  MPState = 4
 )
 
-// GetMPState returns the multiprocessing state; §4.38.
+// GetMPState returns the multiprocessing state (KVM_GET_MP_STATE).
 func (c *VCPU) GetMPState() (MPState, error) {
 	var s MPState
 	err := c.do("get mp state", kvmGetMPState, unsafe.Pointer(&s))
 	return s, err
 }
 
-// SetMPState sets the multiprocessing state; §4.39.
+// SetMPState sets the multiprocessing state (KVM_SET_MP_STATE).
 func (c *VCPU) SetMPState(s MPState) error {
 	return c.do("set mp state", kvmSetMPState, unsafe.Pointer(&s))
 }
 
-// TSCKHz returns the rate of the guest's TSC; §4.56.
+// TSCKHz returns the rate of the guest's TSC (KVM_GET_TSC_KHZ).
 func (c *VCPU) TSCKHz() (int, error) {
 	n, err := ioctl(c.fd, kvmGetTSCKHz, 0)
 	if err != nil {
@@ -108,7 +108,7 @@ func (c *VCPU) TSCKHz() (int, error) {
 	return n, nil
 }
 
-// SetTSCKHz sets the rate of the guest's TSC; §4.55. Beyond a small tolerance it wants CapTSCControl.
+// SetTSCKHz sets the rate of the guest's TSC (KVM_SET_TSC_KHZ). Beyond a small tolerance it wants CapTSCControl.
 func (c *VCPU) SetTSCKHz(khz int) error {
 	if _, err := ioctl(c.fd, kvmSetTSCKHz, uintptr(khz)); err != nil {
 		return fmt.Errorf("vcpu %d: set tsc rate %d kHz: %w", c.id, khz, err)
@@ -116,8 +116,8 @@ func (c *VCPU) SetTSCKHz(khz int) error {
 	return nil
 }
 
-// KVMClockCtrl tells the guest, by its kvmclock, that it was stopped, so that its watchdogs bear with it; §4.71. EINVAL
-// where the guest has no kvmclock.
+// KVMClockCtrl tells the guest, by its kvmclock, that it was stopped, so that its watchdogs bear with it
+// (KVM_KVMCLOCK_CTRL). EINVAL where the guest has no kvmclock.
 func (c *VCPU) KVMClockCtrl() error {
 	if _, err := ioctl(c.fd, kvmKVMClockCtrl, 0); err != nil {
 		return fmt.Errorf("vcpu %d: kvmclock ctrl: %w", c.id, err)

@@ -15,7 +15,7 @@ type VM struct {
 // is idempotent.
 func (vm *VM) Close() error { return closeFD(&vm.fd, "vm") }
 
-// Extension returns the value of a capability as it is for this VM, 0 where it lacks it; §4.4.
+// Extension returns the value of a capability as it is for this VM, 0 where it lacks it (KVM_CHECK_EXTENSION).
 func (vm *VM) Extension(c Cap) (int, error) { return checkExtension(vm.fd, c) }
 
 // Flags of a [MemoryRegion].
@@ -33,8 +33,8 @@ type MemoryRegion struct {
 	UserspaceAddr uint64 // the host virtual address: of a mapping, never of Go's heap
 }
 
-// SetUserMemoryRegion makes, changes or deletes a memslot; §4.35. The host memory stays the caller's, and stays mapped
-// for as long as the slot is there.
+// SetUserMemoryRegion makes, changes or deletes a memslot (KVM_SET_USER_MEMORY_REGION). The host memory stays the
+// caller's, and stays mapped for as long as the slot is there.
 func (vm *VM) SetUserMemoryRegion(r MemoryRegion) error {
 	if _, err := ioctlPtr(vm.fd, kvmSetUserMemoryRegion, unsafe.Pointer(&r)); err != nil {
 		return fmt.Errorf("set memslot %d [%#x, +%#x): %w", r.Slot, r.GuestPhysAddr, r.MemorySize, err)
@@ -42,8 +42,8 @@ func (vm *VM) SetUserMemoryRegion(r MemoryRegion) error {
 	return nil
 }
 
-// SetTSSAddr says where the three pages are, below 4 GiB and in no memslot, that Intel's real-mode support needs; §4.32.
-// Before the first vCPU.
+// SetTSSAddr says where the three pages are, below 4 GiB and in no memslot, that Intel's real-mode support needs
+// (KVM_SET_TSS_ADDR). Before the first vCPU.
 func (vm *VM) SetTSSAddr(addr uint64) error {
 	if _, err := ioctl(vm.fd, kvmSetTSSAddr, uintptr(addr)); err != nil {
 		return fmt.Errorf("set tss address %#x: %w", addr, err)
@@ -52,7 +52,7 @@ func (vm *VM) SetTSSAddr(addr uint64) error {
 }
 
 // SetIdentityMapAddr says where the page is, below 4 GiB and in no memslot, that Intel's real-mode support needs beside
-// those of [VM.SetTSSAddr]; §4.34. Before the first vCPU.
+// those of [VM.SetTSSAddr] (KVM_SET_IDENTITY_MAP_ADDR). Before the first vCPU.
 func (vm *VM) SetIdentityMapAddr(addr uint64) error {
 	if _, err := ioctlPtr(vm.fd, kvmSetIdentityMapAddr, unsafe.Pointer(&addr)); err != nil {
 		return fmt.Errorf("set identity map address %#x: %w", addr, err)
@@ -60,7 +60,7 @@ func (vm *VM) SetIdentityMapAddr(addr uint64) error {
 	return nil
 }
 
-// ClockData is the VM's kvmclock (kvm_clock_data; §4.29).
+// ClockData is the VM's kvmclock (kvm_clock_data).
 type ClockData struct {
 	Clock    uint64 // nanoseconds
 	Flags    uint32
@@ -77,7 +77,7 @@ const (
 	ClockHostTSC   = 1 << 3
 )
 
-// GetClock reads the VM's kvmclock; §4.29.
+// GetClock reads the VM's kvmclock (KVM_GET_CLOCK).
 func (vm *VM) GetClock() (ClockData, error) {
 	var c ClockData
 	if _, err := ioctlPtr(vm.fd, kvmGetClock, unsafe.Pointer(&c)); err != nil {
@@ -86,8 +86,8 @@ func (vm *VM) GetClock() (ClockData, error) {
 	return c, nil
 }
 
-// SetClock sets the VM's kvmclock; §4.30. Of the flags it takes ClockRealtime alone, which lets the clock go on by the
-// time passed since c.Realtime.
+// SetClock sets the VM's kvmclock (KVM_SET_CLOCK). Of the flags it takes ClockRealtime alone, which lets the clock go
+// on by the time passed since c.Realtime.
 func (vm *VM) SetClock(c ClockData) error {
 	if _, err := ioctlPtr(vm.fd, kvmSetClock, unsafe.Pointer(&c)); err != nil {
 		return fmt.Errorf("set clock %d, flags %#x: %w", c.Clock, c.Flags, err)
@@ -101,7 +101,7 @@ type enableCap struct { // kvm_enable_cap
 	_          [64]byte
 }
 
-// EnableCap switches on a capability that wants it, for the whole VM; §4.37, §7. At most four arguments.
+// EnableCap switches on a capability that wants it, for the whole VM (KVM_ENABLE_CAP). At most four arguments.
 func (vm *VM) EnableCap(c Cap, args ...uint64) error {
 	e := enableCap{cap: uint32(c)}
 	if copy(e.args[:], args) < len(args) {
