@@ -94,8 +94,10 @@ type IO struct {
 	Data  []byte // Size*Count bytes, of the vCPU's page, until the next Run
 }
 
+const ioOut = 1
+
 type ioExit struct { // kvm_run.io
-	direction  uint8 // 0 in, 1 out
+	direction  uint8 // 0 or ioOut
 	size       uint8
 	port       uint16
 	count      uint32
@@ -107,7 +109,7 @@ func (c *VCPU) IO() IO {
 	e := *(*ioExit)(unsafe.Pointer(&c.run.exit))
 	end := e.dataOffset + uint64(e.size)*uint64(e.count)
 	return IO{
-		Write: e.direction == 1,
+		Write: e.direction == ioOut,
 		Size:  int(e.size),
 		Port:  e.port,
 		Count: int(e.count),
@@ -207,16 +209,19 @@ func (c *VCPU) InternalError() InternalError {
 // instruction bytes behind it (kvm_run.emulation_failure).
 const emulationHasInstruction = 1 << 0
 
+// maxInstruction is the longest instruction of x86 in bytes.
+const maxInstruction = 15
+
 // Instruction returns the bytes at the guest's instruction pointer, at most 15, where a failed emulation tells them:
 // the instruction that failed, and maybe some after it. It is nil otherwise.
 func (e InternalError) Instruction() []byte {
 	if e.Suberror != SuberrorEmulation || len(e.Data) < 3 || e.Data[0]&emulationHasInstruction == 0 {
 		return nil
 	}
-	var b [16]byte // a length, and 15 bytes
+	var b [1 + maxInstruction]byte // a length, and the bytes
 	binary.LittleEndian.PutUint64(b[0:], e.Data[1])
 	binary.LittleEndian.PutUint64(b[8:], e.Data[2])
-	return b[1 : 1+min(int(b[0]), 15)]
+	return b[1 : 1+min(int(b[0]), maxInstruction)]
 }
 
 // SystemEventType is the kind of a [SystemEvent].
