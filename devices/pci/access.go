@@ -52,23 +52,23 @@ func (r *Root) latch() uint32 {
 type configData struct{ root *Root }
 
 func (d configData) Read(off uint64, p []byte) {
-	if id, reg, ok := d.target(off); ok {
-		d.root.read(id, reg, p)
+	if at, reg, ok := d.target(off); ok {
+		d.root.read(at, reg, p)
 		return
 	}
 	ones(p)
 }
 
 func (d configData) Write(off uint64, p []byte) {
-	if id, reg, ok := d.target(off); ok {
-		d.root.write(id, reg, p)
+	if at, reg, ok := d.target(off); ok {
+		d.root.write(at, reg, p)
 	}
 }
 
 // target returns what an access at off of the data register is for, if CONFIG_ADDRESS is enabled.
-func (d configData) target(off uint64) (id uint64, reg int, ok bool) {
+func (d configData) target(off uint64) (at BDF, reg int, ok bool) {
 	a := d.root.latch()
-	return uint64(a >> 8 & 0xffff), int(a&0xfc) + int(off), a&addressEnable != 0
+	return BDF(a >> 8), int(a&0xfc) + int(off), a&addressEnable != 0
 }
 
 type ecam struct{ root *Root }
@@ -76,7 +76,7 @@ type ecam struct{ root *Root }
 func (e ecam) Read(off uint64, p []byte) {
 	for len(p) > 0 {
 		n := inDword(off, p)
-		e.root.read(off>>12, int(off&0xfff), p[:n])
+		e.root.read(BDF(off>>12), int(off&0xfff), p[:n])
 		off, p = off+uint64(n), p[n:]
 	}
 }
@@ -84,7 +84,7 @@ func (e ecam) Read(off uint64, p []byte) {
 func (e ecam) Write(off uint64, p []byte) {
 	for len(p) > 0 {
 		n := inDword(off, p)
-		e.root.write(off>>12, int(off&0xfff), p[:n])
+		e.root.write(BDF(off>>12), int(off&0xfff), p[:n])
 		off, p = off+uint64(n), p[n:]
 	}
 }

@@ -92,9 +92,9 @@ func (f *Function) AddBAR(b BAR) error {
 	case b.Device == nil:
 		return fail("no device")
 	}
-	for i := range registers {
-		if binary.LittleEndian.Uint32(f.writable[regBAR(b.Index+i):]) != 0 {
-			return fail("register %d is taken", b.Index+i)
+	for i := b.Index; i < b.Index+registers; i++ {
+		if f.bars[i] != nil || i > 0 && f.bars[i-1] != nil && f.bars[i-1].Kind == Mem64 {
+			return fail("register %d is taken", i)
 		}
 	}
 	mask := -b.Size // the address bits, of which the guest may choose all

@@ -24,6 +24,8 @@
 //	40  capabilities, in the order of [Function.AddCapability]
 //	100 extended configuration space: zero, which is an empty list
 //
+// What is not listed reads as zero.
+//
 // A BAR is on its bus while the command register enables its kind of space, its address lies inside one of the
 // windows of [Config], and nothing else is there. A guest may write any address to it: elsewhere it is not reachable,
 // as behind a real host bridge that doesn't route the address. Where two BARs overlap, the one that came first keeps

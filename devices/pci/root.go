@@ -13,7 +13,7 @@ type Window struct {
 	Start, Size uint64
 }
 
-// contains tells whether [addr, addr+size) is inside w. A BAR is aligned to its size, so its end doesn't overflow.
+// contains tells whether [addr, addr+size) is inside w.
 func (w Window) contains(addr, size uint64) bool {
 	return addr >= w.Start && addr-w.Start < w.Size && size <= w.Size-(addr-w.Start)
 }
@@ -66,8 +66,8 @@ func NewRoot(cfg Config) (*Root, error) {
 	return r, nil
 }
 
-// The host bridge is the one that the PCI ID database calls "QEMU PCIe Host bridge". Linux has a name for it and no
-// quirk, whereas an ID of Intel's makes it look for registers of the chipset.
+// The host bridge is the one that the PCI ID database knows as "QEMU PCIe Host bridge": lspci has a name for it, and
+// Linux no quirk. An ID of a real chipset would make promises about registers that are not here.
 const (
 	hostBridgeVendor = 0x1b36
 	hostBridgeDevice = 0x0008
@@ -120,12 +120,12 @@ func (r *Root) Reset() {
 	r.remap()
 }
 
-// read fills p from register reg of the function that id names (a BDF, or more than one where the ECAM is too large),
-// with ones where there is none. p lies inside one dword.
-func (r *Root) read(id uint64, reg int, p []byte) {
+// read fills p from register reg of the function at the given place, with ones where there is none. p lies inside one
+// dword.
+func (r *Root) read(at BDF, reg int, p []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if f := r.find(id); f != nil {
+	if f := r.find(at); f != nil {
 		copy(p, f.state.regs[reg:])
 		return
 	}
@@ -133,47 +133,53 @@ func (r *Root) read(id uint64, reg int, p []byte) {
 }
 
 // write is the counterpart of read.
-func (r *Root) write(id uint64, reg int, p []byte) {
+func (r *Root) write(at BDF, reg int, p []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	f := r.find(id)
+	f := r.find(at)
 	if f == nil {
 		return
 	}
 	f.write(reg, p)
-	if dword := reg &^ 3; dword == regCommand || dword >= regBAR0 && dword < regBAR(numBARs) {
+	// The enable bits are in the first byte of the command register, where an access to them has to start.
+	if reg == regCommand || reg >= regBAR(0) && reg < regBAR(numBARs) {
 		r.remap()
 	}
 }
 
-func (r *Root) find(id uint64) *Function {
-	if id >= uint64(len(r.functions)) {
+// find returns the function at the given place, or nil.
+func (r *Root) find(at BDF) *Function {
+	if at.Bus() != 0 {
 		return nil
 	}
-	return r.functions[id]
+	return r.functions[at]
+}
+
+// bars iterates over all BARs, as a function and an index in it, in the order of their places.
+func (r *Root) bars(yield func(f *Function, i int) bool) {
+	for _, f := range r.functions {
+		if f == nil {
+			continue
+		}
+		for i, b := range f.bars {
+			if b != nil && !yield(f, i) {
+				return
+			}
+		}
+	}
 }
 
 // remap makes the buses agree with the registers. It unmaps first, since a BAR may have moved to where another one was,
 // and then tries all that are not mapped, since a BAR that moved away may have freed the place of another.
 func (r *Root) remap() {
-	for _, f := range r.functions {
-		if f == nil {
-			continue
-		}
-		for i, b := range f.bars {
-			if b != nil && f.state.mapped[i].on && f.state.mapped[i] != f.decode(i) {
-				r.unmap(f, i)
-			}
+	for f, i := range r.bars {
+		if m := f.state.mapped[i]; m.on && m != f.decode(i) {
+			r.unmap(f, i)
 		}
 	}
-	for _, f := range r.functions {
-		if f == nil {
-			continue
-		}
-		for i, b := range f.bars {
-			if b != nil && !f.state.mapped[i].on {
-				r.tryMap(f, i)
-			}
+	for f, i := range r.bars {
+		if !f.state.mapped[i].on {
+			r.tryMap(f, i)
 		}
 	}
 }
