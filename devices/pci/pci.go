@@ -35,15 +35,21 @@
 //
 // # Deviations
 //
-//   - There is one bus. Other bus numbers read as ones, and configuration type 1 bridges do not exist.
+//   - There is one bus and no bridge to another: other bus numbers read as ones.
 //   - No function has the PCI Express capability unless its owner adds one: all are conventional functions of the root
-//     complex, for which no link or slot needs to be told. Linux sees 256 bytes of their configuration space.
+//     complex, without a link or slot to describe. Linux uses the first 256 bytes of their configuration space.
 //   - Parity error response and SERR# enable are hardwired to zero; the error bits of the status register stay zero.
 //   - The two overlapping claimants of one address don't both answer, as they might on a shared bus.
 //   - There is no expansion ROM, and no built-in self test.
 package pci
 
 import "fmt"
+
+// The ports of [Root.ConfigAddress] and [Root.ConfigData], of four bytes each.
+const (
+	AddressPort = 0xcf8
+	DataPort    = 0xcfc
+)
 
 // ECAMBusSize is what one bus takes of the ECAM: 32 devices of 8 functions of 4096 bytes.
 const ECAMBusSize = 1 << 20
