@@ -37,6 +37,8 @@ const (
 	kvmCreateIRQChip       = kvmIO | 0x60
 	kvmIRQLine             = kvmIOW | 0x61 | unsafe.Sizeof(irqLevel{})<<sizeShift
 	kvmSetGSIRouting       = kvmIOW | 0x6a | listHeader<<sizeShift
+	kvmRegisterCoalesced   = kvmIOW | 0x67 | unsafe.Sizeof(coalescedZone{})<<sizeShift
+	kvmUnregisterCoalesced = kvmIOW | 0x68 | unsafe.Sizeof(coalescedZone{})<<sizeShift
 	kvmIRQFD               = kvmIOW | 0x76 | unsafe.Sizeof(irqfd{})<<sizeShift
 	kvmCreatePIT2          = kvmIOW | 0x77 | unsafe.Sizeof(pitConfig{})<<sizeShift
 	kvmIOEventFD           = kvmIOW | 0x79 | unsafe.Sizeof(ioeventfd{})<<sizeShift
