@@ -20,6 +20,7 @@ package power
 
 import (
 	"context"
+	"encoding/binary"
 	"sync"
 	"time"
 
@@ -45,6 +46,31 @@ const (
 	SleepTypeS5 = 5
 	// TimerFrequency is the PM timer's, in Hz. The timer is 32 bits wide (the FADT's TMR_VAL_EXT).
 	TimerFrequency = 3579545
+)
+
+const enableOffset = EventOffset + EventSize/2
+
+// The bits of PM1_STS and, but for WAK, of PM1_EN (ACPI 6.5 §4.8.3.1).
+const (
+	eventTimer       = 1 << 0
+	eventGlobal      = 1 << 5
+	eventPowerButton = 1 << 8
+	eventSleepButton = 1 << 9
+	eventRTC         = 1 << 10
+	statusWake       = 1 << 15
+
+	enableWritable = eventTimer | eventGlobal | eventPowerButton | eventSleepButton | eventRTC
+)
+
+// The bits of PM1_CNT (ACPI 6.5 §4.8.3.2).
+const (
+	controlSCIEnable       = 1 << 0
+	controlBusMasterReload = 1 << 1
+	controlSleepType       = 7 << controlSleepTypeShift
+	controlSleepTypeShift  = 10
+	controlSleepEnable     = 1 << 13
+
+	controlWritable = controlBusMasterReload | controlSleepType
 )
 
 // Config describes a [Controller].
@@ -90,21 +116,156 @@ func New(cfg Config) *Controller {
 		start := time.Now()
 		cfg.Now = func() time.Duration { return time.Since(start) }
 	}
-	return &Controller{cfg: cfg, wake: make(chan struct{}, 1)}
+	c := &Controller{cfg: cfg, wake: make(chan struct{}, 1)}
+	c.state.carries = carries(c.ticks())
+	return c
 }
 
 // PressPowerButton tells the guest that its user wants it to power off. Any goroutine may call it.
-func (c *Controller) PressPowerButton() {}
+func (c *Controller) PressPowerButton() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state.status |= eventPowerButton
+	c.drive()
+}
 
 // Reset puts the registers back to what they are when the machine starts. The timer runs on.
-func (c *Controller) Reset() {}
+func (c *Controller) Reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state = state{carries: carries(c.ticks()), sci: c.state.sci}
+	c.drive()
+}
 
 // Serve raises the SCI at the timer's carries, where the guest has enabled that, until ctx ends; then it returns nil.
 // Without it, a carry shows at the guest's next access.
-func (c *Controller) Serve(ctx context.Context) error { <-ctx.Done(); return nil }
+func (c *Controller) Serve(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.wake:
+		case <-timer.C:
+		}
+		if wait, ok := c.poll(); ok {
+			timer.Reset(wait)
+		} else {
+			timer.Stop()
+		}
+	}
+}
+
+// poll takes note of a carry, and returns the time until the next one that the guest wants to hear of.
+func (c *Controller) poll() (wait time.Duration, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ticks := c.update()
+	c.drive()
+	if c.state.enable&eventTimer == 0 || c.state.status&eventTimer != 0 {
+		return 0, false
+	}
+	left := int64((carries(ticks)+1)<<carryShift - ticks)
+	// One tick more than the carry needs makes up for the divisions that round down.
+	return time.Duration((left + 1) * int64(time.Second) / TimerFrequency), true
+}
 
 // Read implements devices.Device.
-func (c *Controller) Read(off uint64, p []byte) {}
+func (c *Controller) Read(off uint64, p []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ticks := c.update()
+	var b [BlockSize]byte
+	binary.LittleEndian.PutUint16(b[EventOffset:], c.state.status)
+	binary.LittleEndian.PutUint16(b[enableOffset:], c.state.enable)
+	binary.LittleEndian.PutUint16(b[ControlOffset:], c.state.control|controlSCIEnable)
+	binary.LittleEndian.PutUint32(b[TimerOffset:], uint32(ticks))
+	copy(p, b[off:])
+	c.drive()
+}
 
 // Write implements devices.Device.
-func (c *Controller) Write(off uint64, p []byte) {}
+func (c *Controller) Write(off uint64, p []byte) {
+	c.mu.Lock()
+	c.update()
+	var call func()
+	for i, v := range p {
+		if f := c.writeByte(off+uint64(i), v); f != nil {
+			call = f
+		}
+	}
+	c.drive()
+	c.mu.Unlock()
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+	if call != nil {
+		call()
+	}
+}
+
+// writeByte stores one byte and returns the callback that the write asks for, or nil. No action of the hardware hangs
+// on more than one byte, so an access of any width is the same as its bytes one after the other.
+func (c *Controller) writeByte(off uint64, v byte) (call func()) {
+	s := &c.state
+	switch off {
+	case EventOffset, EventOffset + 1:
+		s.status &^= uint16(v) << (8 * (off - EventOffset))
+	case enableOffset:
+		s.enable = s.enable&0xff00 | uint16(v)&enableWritable
+	case enableOffset + 1:
+		s.enable = s.enable&0x00ff | uint16(v)<<8&enableWritable
+	case ControlOffset:
+		s.control = s.control&0xff00 | uint16(v)&controlWritable
+	case ControlOffset + 1:
+		s.control = s.control&0x00ff | uint16(v)<<8&controlWritable
+		if uint16(v)<<8&controlSleepEnable == 0 {
+			return nil
+		}
+		if s.control&controlSleepType>>controlSleepTypeShift == SleepTypeS5 {
+			return c.cfg.OnPowerOff
+		}
+		s.status |= statusWake
+	case ResetOffset:
+		if v == ResetValue {
+			return c.cfg.OnReset
+		}
+	}
+	return nil
+}
+
+// update takes note of a carry since the last call, and returns the timer's count, in 64 bits.
+func (c *Controller) update() uint64 {
+	ticks := c.ticks()
+	if n := carries(ticks); n != c.state.carries {
+		c.state.carries = n
+		c.state.status |= eventTimer
+	}
+	return ticks
+}
+
+// drive sets the SCI to what the registers ask for.
+func (c *Controller) drive() {
+	level := c.state.status&c.state.enable&enableWritable != 0
+	if level == c.state.sci || c.cfg.SCI == nil {
+		return
+	}
+	c.state.sci = level
+	// A line fails only once the machine is being torn down, when no guest is left to miss it.
+	_ = c.cfg.SCI.SetLevel(level)
+}
+
+// ticks returns the timer's count, in 64 bits.
+func (c *Controller) ticks() uint64 {
+	now := c.cfg.Now()
+	whole, rest := uint64(now/time.Second), uint64(now%time.Second)
+	return whole*TimerFrequency + rest*TimerFrequency/uint64(time.Second)
+}
+
+// carryShift is the place of the timer's top bit, each change of which sets TMR_STS (ACPI 6.5 §4.8.3.3).
+const carryShift = 31
+
+// carries returns how often the top bit has changed by the time of ticks.
+func carries(ticks uint64) uint64 { return ticks >> carryShift }
