@@ -149,24 +149,26 @@ func findBzImage(size int64, start [setupHeaderEnd]byte, ram spans) (*kernel, er
 // relocatable. Even a relocatable kernel never runs below, but moves itself up there; and init_size says what it needs
 // from where it runs (boot.rst, init_size).
 func placeBzImage(h *setupHeader, fileSize uint64, ram spans) (span, error) {
-	pref, size := uint64(highStart), fileSize
+	start, size := uint64(highStart), fileSize
 	if h.u16(offVersion) >= prefVersion {
-		pref, size = h.u64(offPrefAddress), max(size, uint64(h.u32(offInitSize)))
+		start, size = h.u64(offPrefAddress), max(size, uint64(h.u32(offInitSize)))
 	}
-	place, ok := newSpan(memory.GPA(pref), size)
+	place, ok := newSpan(memory.GPA(start), size)
 	if !ok || place.end > mappedEnd {
-		return span{}, fmt.Errorf("%w: %#x bytes at its pref_address %#x, beyond 4 GiB", ErrCorrupt, size, pref)
+		return span{}, fmt.Errorf("%w: it wants %#x bytes at %#x, beyond 4 GiB", ErrCorrupt, size, start)
 	}
 	if h.u8(offRelocatable) == 0 {
-		return place, checkPlaced(place, ram)
+		return place, checkPlaced(place, place.end, ram)
 	}
+
 	align := uint64(h.u32(offKernelAlignment))
 	if align == 0 || align&(align-1) != 0 {
 		return span{}, fmt.Errorf("%w: its kernel_alignment is %#x, not a power of two", ErrCorrupt, align)
 	}
-	free := ram.without(span{0, max(place.start, highStart)}).below(mappedEnd)
-	if found, ok := free.lowest(size, align); ok {
+	start = alignUp(max(start, uint64(highStart)), align)
+	if found, ok := ram.without(span{0, memory.GPA(start)}).below(mappedEnd).lowest(size, align); ok {
 		return found, nil
 	}
-	return span{}, noRoom(place)
+	place = span{memory.GPA(start), memory.GPA(start + size)}
+	return span{}, noRoom(place, place.end)
 }

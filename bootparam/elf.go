@@ -19,7 +19,7 @@ const (
 	elfCmdlineSize = 2047
 )
 
-// findELF checks the ELF file that begins with start and finds its segments' memory free. The headers are read by
+// findELF checks the ELF file that begins with start, and that the memory of its segments is free. The headers are read by
 // ourselves, because package debug/elf reads section headers and string tables too, which loading doesn't need.
 func findELF(img Image, start []byte, ram spans) (*kernel, error) {
 	header, err := parseELFHeader(start)
@@ -38,18 +38,30 @@ func findELF(img Image, start []byte, ram spans) (*kernel, error) {
 	binary.LittleEndian.PutUint16(k.header[offVersion:], xloadVersion)
 	k.header[offLoadflags] = flagLoadedHigh
 
+	fileSize, size := uint64(img.Size()), uint64(header.Phnum)*programHeaderSize
+	if size > fileSize || header.Phoff > fileSize-size {
+		return nil, fmt.Errorf("%w: the file has %d bytes, and the program headers are at [%d, +%d)", ErrTruncated, fileSize, header.Phoff, size)
+	}
 	var p [programHeaderSize]byte
 	for i := range int64(header.Phnum) {
-		// The offset is below 2^63 - 64*56, as parseELFHeader checked.
 		if err := readAt(img, p[:], int64(header.Phoff)+i*programHeaderSize); err != nil {
 			return nil, fmt.Errorf("program header %d: %w", i, err)
 		}
-		if err := k.addProgramHeader(img, decodeProgramHeader(&p), &ram); err != nil {
+		if err := k.addProgramHeader(img, decodeProgramHeader(&p)); err != nil {
 			return nil, fmt.Errorf("program header %d: %w", i, err)
 		}
 	}
 	if len(k.segments) == 0 {
 		return nil, fmt.Errorf("%w: no segment to load", ErrNotKernel)
+	}
+	var end memory.GPA
+	for _, s := range k.segments {
+		end = max(end, s.end)
+	}
+	for _, s := range k.segments {
+		if err := checkPlaced(s.span, end, ram); err != nil {
+			return nil, err
+		}
 	}
 	if !k.holds(k.entry) {
 		return nil, fmt.Errorf("%w: the entry point %#x is in no loaded segment", ErrCorrupt, uint64(k.entry))
@@ -91,8 +103,6 @@ func parseELFHeader(start []byte) (elf.Header64, error) {
 		return h, fmt.Errorf("%w: an ELF file of type %v, not an executable with fixed addresses", ErrNotKernel, elf.Type(h.Type))
 	case h.Phentsize != programHeaderSize, h.Phnum == 0, h.Phnum > maxProgramHeaders:
 		return h, fmt.Errorf("%w: %d program headers of %d bytes", ErrCorrupt, h.Phnum, h.Phentsize)
-	case h.Phoff > math.MaxInt64-maxProgramHeaders*programHeaderSize:
-		return h, fmt.Errorf("%w: program headers at %#x", ErrCorrupt, h.Phoff)
 	}
 	return h, nil
 }
@@ -105,8 +115,8 @@ func decodeProgramHeader(p *[programHeaderSize]byte) elf.Prog64 {
 	return ph
 }
 
-// addProgramHeader adds what ph says to k, and takes the memory that it needs from free.
-func (k *kernel) addProgramHeader(img Image, ph elf.Prog64, free *spans) error {
+// addProgramHeader adds what ph says to k.
+func (k *kernel) addProgramHeader(img Image, ph elf.Prog64) error {
 	typ := elf.ProgType(ph.Type)
 	switch typ {
 	case elf.PT_INTERP:
@@ -134,10 +144,6 @@ func (k *kernel) addProgramHeader(img Image, ph elf.Prog64, free *spans) error {
 			return fmt.Errorf("%w: %v overlaps %v", ErrCorrupt, place, s.span)
 		}
 	}
-	if err := checkPlaced(place, *free); err != nil {
-		return err
-	}
-	*free = free.without(place)
 	k.segments = append(k.segments, segment{span: place, off: int64(ph.Off), size: ph.Filesz, zero: ph.Memsz - ph.Filesz})
 	return nil
 }

@@ -103,23 +103,20 @@ func readAt(img Image, p []byte, off int64) error {
 	return fmt.Errorf("read [%d, +%d): %w", off, len(p), err)
 }
 
-// checkPlaced returns why the memory that the kernel must have is not free for it; nil if it is.
-func checkPlaced(s span, free spans) error {
+// checkPlaced returns why s, where a part of the kernel must be, isn't free for it; nil if it is. The kernel ends at end.
+func checkPlaced(s span, end memory.GPA, free spans) error {
 	switch {
 	case s.end > mappedEnd:
 		return fmt.Errorf("%w: %v is beyond 4 GiB, which nothing maps when the kernel starts", ErrCorrupt, s)
 	case s.start < lowEnd:
 		return fmt.Errorf("%w: %v is below %#x, where the boot parameters are", ErrNoRoom, s, uint64(lowEnd))
 	case !free.contains(s):
-		return noRoom(s)
+		return noRoom(s, end)
 	}
 	return nil
 }
 
-// noRoom says how much memory a guest needs which has RAM at s.
-func noRoom(s span) error {
-	return fmt.Errorf("%w: %v must be RAM, so at least %s are needed", ErrNoRoom, s, mib(uint64(s.end)))
+// noRoom says that s isn't RAM, and how much memory a guest needs for a kernel that ends at end.
+func noRoom(s span, end memory.GPA) error {
+	return fmt.Errorf("%w: %v must be RAM, and the kernel needs %d MiB at least", ErrNoRoom, s, alignUp(uint64(end), 1<<20)>>20)
 }
-
-// mib formats n bytes, rounded up.
-func mib(n uint64) string { return fmt.Sprintf("%d MiB", alignUp(n, 1<<20)>>20) }

@@ -33,7 +33,7 @@ func (k *kernel) addNotes(img Image, ph elf.Prog64) error {
 	}
 	k.protocol = PVH
 	k.entry = entry
-	// Linux keeps but 32 bits of a module's address.
+	// Linux keeps only 32 bits of a module's address.
 	k.initrdLimits = []memory.GPA{mappedEnd}
 	return nil
 }
