@@ -101,6 +101,8 @@ func numbers() []fact {
 		{"KVM_CREATE_IRQCHIP", kvmCreateIRQChip},
 		{"KVM_IRQ_LINE", uint64(kvmIRQLine)},
 		{"KVM_SET_GSI_ROUTING", kvmSetGSIRouting},
+		{"KVM_REGISTER_COALESCED_MMIO", uint64(kvmRegisterCoalesced)},
+		{"KVM_UNREGISTER_COALESCED_MMIO", uint64(kvmUnregisterCoalesced)},
 		{"KVM_IRQFD", uint64(kvmIRQFD)},
 		{"KVM_CREATE_PIT2", uint64(kvmCreatePIT2)},
 		{"KVM_IOEVENTFD", uint64(kvmIOEventFD)},

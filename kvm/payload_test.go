@@ -2,7 +2,6 @@ package kvm
 
 import (
 	"encoding/binary"
-	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -338,14 +337,4 @@ func BenchmarkExit(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-}
-
-// eventfd returns one that does not block, closed at the end of the test.
-func eventfd(t testing.TB) *os.File {
-	t.Helper()
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	require.NoError(t, err)
-	f := os.NewFile(uintptr(fd), "eventfd")
-	t.Cleanup(func() { require.NoError(t, f.Close()) })
-	return f
 }

@@ -61,7 +61,7 @@ type FPU struct {
 	LastIP     uint64
 	LastDP     uint64
 	XMM        [16][16]byte
-	MXCSR      uint32
+	MXCSR      uint32 // KVM neither sets nor tells it: a vCPU starts with the reset value, 0x1F80
 	_          uint32
 }
 
