@@ -19,8 +19,8 @@ const (
 	elfCmdlineSize = 2047
 )
 
-// findELF checks the ELF file that begins with start, and that the memory of its segments is free. The headers are read by
-// ourselves, because package debug/elf reads section headers and string tables too, which loading doesn't need.
+// findELF checks the ELF file that begins with start, and that the memory of its segments is free. It reads the headers
+// itself, because package debug/elf wants section headers and string tables too, which loading doesn't need.
 func findELF(img Image, start []byte, ram spans) (*kernel, error) {
 	header, err := parseELFHeader(start)
 	if err != nil {
