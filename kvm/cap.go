@@ -40,6 +40,7 @@ const (
 	CapImmediateExit          Cap = 136
 	CapX86DisableExits        Cap = 143 // exits that may be disabled
 	CapGetMSRFeatures         Cap = 153
+	CapCoalescedPIO           Cap = 162
 	CapExitOnEmulationFailure Cap = 204
 	CapSystemEventData        Cap = 215
 	CapTripleFaultEvent       Cap = 218
@@ -80,6 +81,7 @@ var capNames = map[Cap]string{
 	CapImmediateExit:          "KVM_CAP_IMMEDIATE_EXIT",
 	CapX86DisableExits:        "KVM_CAP_X86_DISABLE_EXITS",
 	CapGetMSRFeatures:         "KVM_CAP_GET_MSR_FEATURES",
+	CapCoalescedPIO:           "KVM_CAP_COALESCED_PIO",
 	CapExitOnEmulationFailure: "KVM_CAP_EXIT_ON_EMULATION_FAILURE",
 	CapSystemEventData:        "KVM_CAP_SYSTEM_EVENT_DATA",
 	CapTripleFaultEvent:       "KVM_CAP_X86_TRIPLE_FAULT_EVENT",
