@@ -3,6 +3,7 @@ package devices
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -48,10 +49,7 @@ func (b *Bus) Add(name string, start, size uint64, dev Device) error {
 	if i < len(old) && old[i].start <= last {
 		return fmt.Errorf("%s at [%#x, +%#x): %w: %s at %#x", name, start, size, ErrOverlap, old[i].name, old[i].start)
 	}
-	slots := make([]slot, 0, len(old)+1)
-	slots = append(slots, old[:i]...)
-	slots = append(slots, slot{start: start, last: last, name: name, dev: dev})
-	slots = append(slots, old[i:]...)
+	slots := slices.Insert(slices.Clone(old), i, slot{start: start, last: last, name: name, dev: dev})
 	b.slots.Store(&slots)
 	return nil
 }
@@ -62,14 +60,13 @@ func (b *Bus) Remove(start uint64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old := b.snapshot()
-	for i := range old {
-		if old[i].start == start {
-			slots := append(append(make([]slot, 0, len(old)-1), old[:i]...), old[i+1:]...)
-			b.slots.Store(&slots)
-			return true
-		}
+	i := slices.IndexFunc(old, func(s slot) bool { return s.start == start })
+	if i < 0 {
+		return false
 	}
-	return false
+	slots := slices.Delete(slices.Clone(old), i, i+1)
+	b.slots.Store(&slots)
+	return true
 }
 
 // Read fills p from the device at addr, with all ones where there is none.
@@ -106,8 +103,8 @@ func (b *Bus) Ranges() []Range {
 	return out
 }
 
-// find returns the slot that holds the whole access, or nil: an access that sticks out of a device's range belongs to
-// nobody, so that no device needs to check its end.
+// find returns the slot that holds the whole access, or nil: an access that sticks out of a device's range, or is empty,
+// belongs to nobody, so that no device needs to check either.
 func (b *Bus) find(addr uint64, n int) *slot {
 	slots := b.snapshot()
 	lo, hi := 0, len(slots)
@@ -119,8 +116,8 @@ func (b *Bus) find(addr uint64, n int) *slot {
 			hi = mid
 		}
 	}
-	if lo == len(slots) || addr < slots[lo].start || uint64(n) > slots[lo].last-addr+1 {
-		// slots[lo].last-addr+1 is zero only for a range that ends at 2^64-1 and starts at 0; no device has it.
+	// Where n is zero, uint64(n)-1 is more than any range.
+	if lo == len(slots) || addr < slots[lo].start || uint64(n)-1 > slots[lo].last-addr {
 		return nil
 	}
 	return &slots[lo]
