@@ -21,8 +21,7 @@ type Region struct {
 	Bytes []byte // aliases the RAM; len(Bytes) is the region's size
 }
 
-// End returns the first address after the region. A region may end at 2^64 at most, where End is zero; no machine
-// here comes near it.
+// End returns the first address after the region. It does not wrap around: no Memory has a region that reaches 2^64.
 func (r Region) End() GPA { return r.Start + GPA(len(r.Bytes)) }
 
 // Range is a range of guest-physical addresses that wants RAM.
