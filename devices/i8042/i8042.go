@@ -32,8 +32,8 @@
 //	0xF0-0xFF  pulse low those of the output port's low 4 lines whose bit is clear: 0xFE resets the processor
 //
 // Deviations:
-//   - No keyboard is attached: a byte for it gets a timeout. No mouse port exists: 0xA9 finds it stuck, and 0xD3 answers in
-//     the keyboard's name, by both of which a driver knows at once.
+//   - No keyboard is attached: a byte for it gets a timeout. There is no mouse port, and a driver need not wait to learn it:
+//     0xA9 finds the port stuck, and what 0xD3 puts into the output buffer is not marked as the mouse's.
 //   - There are no interrupts 1 and 12: a driver must poll for the answers to its commands, as they all do.
 //   - A20 reads back as it was written and masks nothing. It starts set.
 package i8042

@@ -16,9 +16,9 @@
 //	0x0E-0x7F  RAM, but for the century
 //
 // The time is the host's, in UTC, until the guest sets it; then the guest's clock keeps its distance from the host's,
-// which is never touched. An update of the time takes place at the end of its cycle, at the full second. UIP is set for the
-// 2228 µs before that, so the registers hold still for a guest that found UIP clear for nine times the 244 µs that the
-// data sheet promises: enough to read them all, though each of the accesses is an exit to the monitor.
+// which is never touched. The registers change at the end of the update cycle, at the full second, and UIP is set for the
+// 2228 µs before. So a guest that found UIP clear has nine times the 244 µs that the data sheet promises: enough to read all
+// of the date, though each access is an exit to the monitor.
 //
 // Deviations:
 //   - The day of the week follows from the date; setting it does nothing.
