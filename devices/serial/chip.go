@@ -85,9 +85,9 @@ const (
 
 // rxChar is a character in the receiver FIFO.
 type rxChar struct {
-	data   byte
-	isBrk  bool // a break: data is zero, and LSR.BI tells it apart when the character comes to the FIFO's top
-	looped bool // sent by the guest itself, in loopback
+	data    byte
+	isBreak bool // a break: data is zero, and LSR.BI tells it apart when the character comes to the FIFO's top
+	looped  bool // sent by the guest itself, in loopback
 }
 
 // registers is what a master reset clears.
@@ -127,9 +127,9 @@ type chip struct {
 
 // reset is the master reset, PC16550D table I.
 func (c *chip) reset() {
-	var unread []byte
+	unread := make([]byte, 0, c.rxLen)
 	for i := range c.rxLen {
-		if ch := c.rx[(c.rxHead+i)%fifoSize]; !ch.isBrk && !ch.looped {
+		if ch := c.rx[(c.rxHead+i)%fifoSize]; !ch.isBreak && !ch.looped {
 			unread = append(unread, ch.data)
 		}
 	}

@@ -27,8 +27,8 @@
 // The far end of the line honours RTS: input waits outside, unlost, while the guest has not raised RTS (or has taken it
 // back), and comes in pieces that the FIFO has room for. This is what lets text wait for a guest that still boots, whose
 // driver will clear the FIFOs when it opens the port. As not every guest cares for RTS, two other signs count too: that
-// it enables the receiver interrupt without having used RTS before, and that it polls LSR with nothing but input to
-// wait for.
+// it has enabled the FIFOs, the receiver interrupt and the interrupt line without ever having raised RTS, and that it
+// polls LSR with nothing but input to wait for.
 //
 // # Deviations
 //
@@ -157,6 +157,14 @@ func (u *UART) Break() {
 	defer u.mu.Unlock()
 	u.chip.queueBreak()
 	u.settle()
+}
+
+// PolledOutput tells whether the guest now sends without the transmitter's interrupt and not in loopback, so that nothing
+// it can notice follows from a character at once: its writes of THR may arrive late, if before any other access.
+func (u *UART) PolledOutput() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.chip.ier&ierTHRI == 0 && u.chip.mcr&mcrLoop == 0
 }
 
 // Stats returns the counters.

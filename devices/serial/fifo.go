@@ -55,7 +55,7 @@ func (c *chip) readRBR() byte {
 
 // showTop makes LSR tell of the character that has come to the top (PC16550D §8.4).
 func (c *chip) showTop() {
-	if c.rx[c.rxHead].isBrk {
+	if c.rx[c.rxHead].isBreak {
 		c.lineErrors |= lsrBI
 	}
 }
@@ -63,7 +63,7 @@ func (c *chip) showTop() {
 // breakInFIFO reports whether a break waits in the FIFO below the top, of which LSR.BI tells.
 func (c *chip) breakInFIFO() bool {
 	for i := 1; i < c.rxLen; i++ {
-		if c.rx[(c.rxHead+i)%fifoSize].isBrk {
+		if c.rx[(c.rxHead+i)%fifoSize].isBreak {
 			return true
 		}
 	}
@@ -96,7 +96,7 @@ func (c *chip) fill() {
 	for c.rxLen < c.rxDepth() && c.mayReceive() {
 		if c.atBreak() {
 			c.breakQueued = false
-			c.receive(rxChar{isBrk: true})
+			c.receive(rxChar{isBreak: true})
 			continue
 		}
 		c.receive(rxChar{data: c.input[c.inputPos]})
@@ -116,7 +116,8 @@ func (c *chip) mayReceive() bool {
 	case c.atBreak() || c.mcr&mcrRTS != 0 || c.polls == pollsToReceive:
 		return true
 	}
-	return c.ier&ierRDI != 0 && !c.usesRTS
+	// All three, since Linux enables each of the first two alone, or both, before it clears the FIFOs for the last time.
+	return !c.usesRTS && c.ier&ierRDI != 0 && c.mcr&mcrOut2 != 0 && c.fifosEnabled()
 }
 
 // The transmitter: from the guest into output, and from there to the line.
