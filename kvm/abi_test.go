@@ -84,7 +84,7 @@ func compile(t *testing.T, cc string, facts []fact) string {
 
 func numbers() []fact {
 	facts := []fact{
-		{"KVM_API_VERSION", apiVersion},
+		{"KVM_API_VERSION", APIVersion},
 
 		{"KVM_GET_API_VERSION", kvmGetAPIVersion},
 		{"KVM_CREATE_VM", kvmCreateVM},

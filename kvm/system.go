@@ -20,14 +20,14 @@ import (
 // DefaultPath is where Linux has the KVM device.
 const DefaultPath = "/dev/kvm"
 
-// apiVersion is the only version of the stable API; a kernel with another is not to be used (KVM_GET_API_VERSION).
-const apiVersion = 12
+// APIVersion is the only version of the stable API; a kernel with another is not to be used (KVM_GET_API_VERSION).
+const APIVersion = 12
 
 // VersionError reports a kernel whose KVM has an API that this package does not speak.
 type VersionError struct{ Version int }
 
 func (e *VersionError) Error() string {
-	return fmt.Sprintf("kvm api version %d, want %d", e.Version, apiVersion)
+	return fmt.Sprintf("kvm api version %d, want %d", e.Version, APIVersion)
 }
 
 // System is an open KVM device.
@@ -48,7 +48,7 @@ func Open(path string) (*System, error) {
 	switch {
 	case err != nil:
 		err = fmt.Errorf("get kvm api version: %w", err)
-	case version != apiVersion:
+	case version != APIVersion:
 		err = &VersionError{Version: version}
 	default:
 		s.mmapSize, err = ioctl(fd, kvmGetVCPUMmapSize, 0)
