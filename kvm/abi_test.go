@@ -18,8 +18,8 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// The golden file holds what the kernel's headers say. It is embedded, so that the test binary can be carried to another
-// machine.
+// The golden file holds what the kernel's headers say. It is embedded, so that the test binary can be carried to
+// another machine.
 //
 //go:embed testdata/abi.golden
 var abiGolden string

@@ -91,13 +91,13 @@ func TestUndeliveredMessage(t *testing.T) {
 // programs as the guest would: by MMIO that never leaves the kernel.
 func TestIOAPIC(t *testing.T) {
 	const (
-		pin        = 20
-		levelShift = 15
-		vector     = 0x40
+		gsi    = 33
+		pin    = 20
+		vector = 0x40
 	)
 	g := setup(t)
 	require.NoError(t, g.vm.CreateIRQChip())
-	require.NoError(t, g.vm.SetGSIRouting([]GSIRoute{IRQChipRoute(33, IOAPIC, pin)}))
+	require.NoError(t, g.vm.SetGSIRouting([]GSIRoute{IRQChipRoute(gsi, IOAPIC, pin)}))
 	g.load(t, []byte{
 		// The IOAPIC's registers are an index at 0xfec00000 and a window at 0xfec00010.
 		0xC7, 0x05, 0x00, 0x00, 0xC0, 0xFE, 0x10 + 2*pin, 0, 0, 0, // mov dword [0xfec00000], 0x10+2*pin
@@ -115,7 +115,9 @@ func TestIOAPIC(t *testing.T) {
 	require.EqualValues(t, 0x10, g.cpu.IO().Port)
 
 	event, resample := eventfd(t), eventfd(t)
-	require.NoError(t, g.vm.IRQFD(IRQFD{FD: int(event.Fd()), GSI: 33, Flags: IRQFDResample, ResampleFD: int(resample.Fd())}))
+	require.NoError(t, g.vm.IRQFD(IRQFD{
+		FD: int(event.Fd()), GSI: gsi, Flags: IRQFDResample, ResampleFD: int(resample.Fd()),
+	}))
 	signal(t, event)
 	g.run(t, ExitIO)
 	require.Equal(t, IO{Write: true, Size: 1, Port: 0x11, Count: 1, Data: []byte{1 << (vector % 32)}}, g.cpu.IO())

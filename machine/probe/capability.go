@@ -15,6 +15,7 @@ func capabilities(sys system) ([]Capability, error) {
 		{kvm.CapUserMemory, required, "guest memory"},
 		{kvm.CapExtCPUID, required, "the processor that the guest sees"},
 		{kvm.CapSetTSSAddr, required, "real mode on Intel processors"},
+		{kvm.CapSetIdentityMapAddr, required, "real mode on Intel processors"},
 		{kvm.CapIRQChip, required, "PIC, IOAPIC and local APICs in the kernel"},
 		{kvm.CapIRQRouting, required, "the table of interrupt routes"},
 		{kvm.CapPIT2, required, "the PIT in the kernel"},

@@ -35,16 +35,30 @@ const (
 	ramSize   = 0x8000
 )
 
+const hlt = 0xF4
+
 // Instructions that every x86-64 Linux kernel executes at CPL 0 and that KVM's emulator does not know.
 var (
 	cmpxchg16b = []byte{0xF0, 0x48, 0x0F, 0xC7, 0x0F} // lock cmpxchg16b [rdi]
 	xrstor64   = []byte{0x48, 0x0F, 0xAE, 0x2E}       // xrstor64 [rsi]
-	hlt        = []byte{0xF4}
 )
 
 // KernelMode finds out how KVM runs kernel code by a trial: a VM of its own executes a few instructions in 64-bit mode
 // at CPL 0. The error says why the mode is [Unknown].
-func KernelMode(sys *kvm.System) (mode Mode, err error) {
+func KernelMode(sys *kvm.System) (Mode, error) {
+	cpuid, err := sys.SupportedCPUID()
+	if err != nil {
+		return Unknown, err
+	}
+	program := append([]byte(nil), cmpxchg16b...)
+	if hasXSAVE(cpuid) {
+		program = append(program, xrstor64...)
+	}
+	return try(sys, cpuid, program)
+}
+
+// try runs instructions in a VM.
+func try(sys *kvm.System, cpuid []kvm.CPUIDEntry, program []byte) (mode Mode, err error) {
 	mem, err := memory.Map(memory.Range{Size: ramSize})
 	if err != nil {
 		return Unknown, err
@@ -66,16 +80,11 @@ func KernelMode(sys *kvm.System) (mode Mode, err error) {
 	}
 	defer func() { err = errors.Join(err, cpu.Close()) }()
 
-	cpuid, err := sys.SupportedCPUID()
-	if err != nil {
-		return Unknown, err
-	}
 	if err := cpu.SetCPUID2(cpuid); err != nil {
 		return Unknown, err
 	}
-	xsave := hasXSAVE(cpuid)
-	copy(ram[code:], program(xsave))
-	if err := enterLongMode(cpu, ram, xsave); err != nil {
+	copy(ram[code:], append(program, hlt))
+	if err := enterLongMode(cpu, ram, hasXSAVE(cpuid)); err != nil {
 		return Unknown, err
 	}
 	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
@@ -92,14 +101,6 @@ func KernelMode(sys *kvm.System) (mode Mode, err error) {
 	default:
 		return Unknown, fmt.Errorf("the trial of kernel mode ended with %v", reason)
 	}
-}
-
-func program(xsave bool) []byte {
-	p := append([]byte(nil), cmpxchg16b...)
-	if xsave {
-		p = append(p, xrstor64...)
-	}
-	return append(p, hlt...)
 }
 
 // hasXSAVE looks at CPUID.01H:ECX.XSAVE[26]: a processor too old for it needs no XRSTOR to run a kernel.

@@ -117,7 +117,9 @@ func (p *prober) report(path string) Report {
 	}
 	if abs, err := filepath.Abs(path); err == nil {
 		if info, err := fs.Stat(p.root, strings.TrimPrefix(abs, "/")); err == nil {
-			r.Device.Exists, r.Device.Mode = true, info.Mode().String()
+			r.Device.Exists = true
+			// Go marks each device with a D before its kind.
+			r.Device.Mode = strings.TrimPrefix(info.Mode().String(), "D")
 		}
 	}
 	if err := p.ask(&r); err != nil {
@@ -158,7 +160,7 @@ func (p *prober) ask(r *Report) (err error) {
 	if r.KernelMode == Emulated {
 		r.Problems = append(r.Problems, Problem{
 			What:   "KVM here emulates the guest's kernel code, and lacks instructions that stock kernels use",
-			Remedy: "use a host whose KVM works by the processor's virtualization (Intel VT-x, AMD-V)",
+			Remedy: r.remedyEmulated(),
 		})
 	}
 	return nil
@@ -183,14 +185,25 @@ func (r *Report) remedy(err error) string {
 	return "see what the kernel says with: sudo dmesg | grep -i kvm"
 }
 
+// remedyNested is for a host that is a virtual machine and sees no virtualization of its processor.
+const remedyNested = "this host is itself a virtual machine: switch nested virtualization on in the host below it" +
+	" (for KVM: modprobe kvm_intel nested=1, or kvm_amd nested=1, and a guest CPU like the host's)"
+
+// remedyEmulated says what helps where KVM does not use the processor's virtualization.
+func (r *Report) remedyEmulated() string {
+	if r.CPU.Virtualization == "" && r.CPU.Hypervisor {
+		return remedyNested + ", or use another host"
+	}
+	return "use a host whose KVM works by the processor's virtualization (Intel VT-x, AMD-V)"
+}
+
 // remedyAbsent says what helps where there is no KVM device.
 func (r *Report) remedyAbsent() string {
 	vendorModule := map[string]string{"vmx": "kvm_intel", "svm": "kvm_amd"}[r.CPU.Virtualization]
 	loaded := slices.ContainsFunc(r.Modules, func(m Module) bool { return m.Name == vendorModule })
 	switch {
 	case vendorModule == "" && r.CPU.Hypervisor:
-		return "this host is itself a virtual machine: switch nested virtualization on in the host below it" +
-			" (for KVM: modprobe kvm_intel nested=1, or kvm_amd nested=1, and a guest CPU like the host's)"
+		return remedyNested
 	case vendorModule == "":
 		return "switch virtualization on in the firmware's set-up (Intel VT-x, or AMD SVM); if it has no such setting," +
 			" this processor cannot run virtual machines"
