@@ -473,6 +473,28 @@ func TestResetInLoopback(t *testing.T) {
 	require.Equal(t, byte(lsrIdle), g.in(regLSR))
 }
 
+func TestResetForgetsBreaks(t *testing.T) {
+	t.Run("in the FIFO", func(t *testing.T) {
+		g := newGuest()
+		g.u.Break()
+		g.u.Reset()
+		g.open()
+		require.Equal(t, byte(lsrIdle), g.in(regLSR))
+	})
+	t.Run("that the reader waits with", func(t *testing.T) {
+		g := newGuest()
+		g.out(regMCR, mcrLoop)
+		g.print("x")
+		g.out(regMCR, 0)
+		g.u.Break()
+		require.True(t, g.u.feed(), "the receiver is full")
+		require.Empty(t, g.u.space)
+		g.u.Reset()
+		require.Len(t, g.u.space, 1, "the reader need not wait any longer")
+		require.False(t, g.u.feed())
+	})
+}
+
 func TestNothingAttached(t *testing.T) {
 	g := newGuest()
 	for range outputSize + 100 {

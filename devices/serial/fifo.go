@@ -146,7 +146,7 @@ func (c *chip) send(v byte) {
 // transmitterEmpty is LSR's THRE and TEMT: that there is room for all that a driver may then send without looking
 // again. Where nobody will make room, the guest does not wait for it either.
 func (c *chip) transmitterEmpty() bool {
-	return !c.attached || c.lineFailed || outputSize-len(c.output) >= fifoSize
+	return !c.attached || outputSize-len(c.output) >= fifoSize
 }
 
 // takeOutput empties output into the hands of the caller, who gives an empty buffer of outputSize in exchange.
@@ -164,9 +164,8 @@ func (c *chip) attach(attached bool) {
 
 // failLine drops the output, and what will come, after a write that has lost n bytes.
 func (c *chip) failLine(n int) {
-	c.changeLine(func() { c.lineFailed = true })
 	c.outputDropped += uint64(n + len(c.output))
-	c.output = c.output[:0]
+	c.changeLine(func() { c.output, c.lineFailed = c.output[:0], true })
 }
 
 // changeLine makes a change that may let a stalled transmitter run empty.

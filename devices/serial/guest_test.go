@@ -164,6 +164,7 @@ type hose struct {
 	writes   []int
 	writeErr error
 	readErr  error // in place of io.EOF
+	closeErr error
 }
 
 func newHose() *hose { return &hose{in: make(chan []byte, 1), closed: make(chan struct{})} }
@@ -203,7 +204,7 @@ func (h *hose) Write(p []byte) (int, error) {
 
 func (h *hose) Close() error {
 	h.once.Do(func() { close(h.closed) })
-	return nil
+	return h.closeErr
 }
 
 func (h *hose) output() string {

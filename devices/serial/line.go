@@ -166,16 +166,11 @@ func (u *UART) transmit(ctx context.Context, line io.Writer) error {
 	}
 }
 
-// takeOutput takes the output and, with it, the tokens that it has caused.
+// takeOutput takes the output in exchange for an empty buffer. A token that comes between the end of a wait and this
+// stays, and only makes the next wait a short one.
 func (u *UART) takeOutput(empty []byte) []byte {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for _, ch := range []chan struct{}{u.begun, u.flush} {
-		select {
-		case <-ch:
-		default:
-		}
-	}
 	out := u.chip.takeOutput(empty)
 	u.settle()
 	return out

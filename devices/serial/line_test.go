@@ -344,17 +344,19 @@ func TestStalledReaderStallsOnlyThePort(t *testing.T) {
 }
 
 func TestStopWritesTheLastWords(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newGuest()
-		line := newHose()
-		stop := serve(t, g.u, line)
-		synctest.Wait()
-		start := time.Now()
-		g.print("reboot: Power down\nno end of line")
-		require.NoError(t, stop())
-		require.Equal(t, "reboot: Power down\nno end of line", line.output())
-		require.Zero(t, time.Since(start), "no waiting for more")
-	})
+	for _, words := range []string{"reboot: Power down\n", "no end of line", "one\ntwo"} {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGuest()
+			line := newHose()
+			stop := serve(t, g.u, line)
+			synctest.Wait()
+			start := time.Now()
+			g.print(words)
+			require.NoError(t, stop())
+			require.Equal(t, words, line.output())
+			require.Zero(t, time.Since(start), "no waiting for more")
+		})
+	}
 }
 
 func TestStopWithAStalledReader(t *testing.T) {
@@ -391,15 +393,19 @@ func TestErrorsOfTheLine(t *testing.T) {
 			g := newGuest()
 			line := newHose()
 			line.writeErr = broken
+			line.stall = make(chan struct{})
 			stop := serve(t, g.u, line)
 			g.open()
 			g.print("lost\n")
+			synctest.Wait()
+			g.print("lost too\n")
+			close(line.stall)
 			synctest.Wait()
 			for range 2 * outputSize {
 				g.out(regTHR, 'x')
 				require.NotZero(t, g.in(regLSR)&lsrTHRE, "the guest goes on")
 			}
-			require.Equal(t, Stats{OutputDropped: 5 + 2*outputSize}, g.u.Stats())
+			require.Equal(t, Stats{OutputDropped: 5 + 9 + 2*outputSize}, g.u.Stats())
 			line.in <- []byte("in")
 			synctest.Wait()
 			require.Equal(t, byte('i'), g.in(regRBR), "input goes on")
@@ -426,6 +432,36 @@ func TestErrorsOfTheLine(t *testing.T) {
 			require.Equal(t, "output goes on\n", line.output())
 		})
 	})
+	t.Run("close", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			line := newHose()
+			line.closeErr = broken
+			require.ErrorIs(t, serve(t, newGuest().u, line)(), broken)
+		})
+	})
+}
+
+// Input that the guest had no time for stays with the chip when the line goes.
+func TestInputOutlivesItsLine(t *testing.T) {
+	for _, text := range []string{"short", "more than fits into the FIFO"} {
+		synctest.Test(t, func(t *testing.T) {
+			d := driver{guest: newGuest()}
+			line := newHose()
+			stop := serve(t, d.u, line)
+			line.in <- []byte(text)
+			synctest.Wait()
+			require.NoError(t, stop())
+
+			d.open()
+			requireLevel(t, d.guest, true)
+			d.interrupt()
+			require.Equal(t, text, string(d.received))
+			stop = serve(t, d.u, newHose())
+			synctest.Wait()
+			requireLevel(t, d.guest, false)
+			require.NoError(t, stop())
+		})
+	}
 }
 
 func TestServeOneLineAtATime(t *testing.T) {
