@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/cmd/vmm/internal/console"
+	"vmm/machine"
+)
+
+// virtualMachine is what the command needs of a *machine.Machine.
+type virtualMachine interface {
+	Run(ctx context.Context) (machine.Exit, error)
+	PowerButton()
+	SendBreak()
+	Stats() machine.Stats
+	Close() error
+}
+
+func newMachine(cfg machine.Config) (virtualMachine, error) {
+	m, err := machine.New(cfg)
+	if err != nil {
+		return nil, err // not m: a nil pointer in an interface is not nil
+	}
+	return m, nil
+}
+
+const keysHelp = `
+vmm: Ctrl-A x  quit at once
+     Ctrl-A b  send a break
+     Ctrl-A h  this help
+     Ctrl-A Ctrl-A  send a Ctrl-A
+`
+
+// boot is the command without a name.
+func (p *process) boot(args []string) (status int, err error) {
+	var o bootOptions
+	if err := o.parse(args); err != nil {
+		return 0, mistake{err}
+	}
+	if o.help {
+		_, err := p.stdout.WriteString(helpText())
+		return statusOK, err
+	}
+	if o.version {
+		_, err := p.stdout.WriteString(versionText())
+		return statusOK, err
+	}
+
+	cfg := machine.Config{
+		Cmdline:        o.commandLine(),
+		Memory:         uint64(o.memory),
+		CPUs:           int(o.cpus),
+		RestartOnReset: o.reboot,
+		DebugExit:      o.debugExit,
+		Trace:          o.debug,
+	}
+	kernel, err := openImage("kernel", o.kernel)
+	if err != nil {
+		return 0, err
+	}
+	defer kernel.Close()
+	cfg.Kernel = kernel
+	if o.initrd != "" {
+		initrd, err := openImage("initrd", o.initrd)
+		if err != nil {
+			return 0, err
+		}
+		defer initrd.Close()
+		cfg.Initrd = initrd
+	}
+
+	s := newSession(time.Duration(o.grace))
+	defer s.end()
+	port, err := p.openSerial(o.serial, s.onKey(p))
+	if err != nil {
+		return 0, err
+	}
+	cfg.Serial = port.line
+	if s.vm, err = p.newMachine(cfg); err != nil {
+		_ = port.abandon()
+		return 0, o.explain(err)
+	}
+	defer func() { err = errors.Join(err, s.vm.Close()) }()
+	if port.terminal {
+		if s.terminal, err = console.MakeRaw(p.stdin); err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, s.terminal.Restore()) }()
+	}
+	if port.notice != "" {
+		fmt.Fprintln(p.stderr, "vmm: "+port.notice)
+	}
+	status, err = s.run(p)
+	if o.debug {
+		printStats(p.stderr, s.vm.Stats())
+	}
+	return status, err
+}
+
+// session is the run of one machine in the foreground.
+type session struct {
+	vm       virtualMachine
+	terminal *console.RawTerminal // nil where the serial port is no terminal
+	grace    time.Duration
+
+	signals chan os.Signal
+	quit    chan struct{} // holds a value when the user has typed the key for it
+}
+
+// newSession takes over the signals, so that from now on none ends the process and leaves something behind.
+func newSession(grace time.Duration) *session {
+	s := &session{grace: grace, signals: make(chan os.Signal, 8), quit: make(chan struct{}, 1)}
+	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGCONT} {
+		if !signal.Ignored(sig) { // nohup(1) and a shell's & leave some so
+			signal.Notify(s.signals, sig)
+		}
+	}
+	return s
+}
+
+func (s *session) end() { signal.Stop(s.signals) }
+
+// onKey returns what acts on the terminal's escape keys. The machine reads its line, and with it the keys, only when it
+// runs; s.vm is set by then.
+func (s *session) onKey(p *process) func(console.Key) {
+	return func(k console.Key) {
+		switch k {
+		case console.KeyBreak:
+			s.vm.SendBreak()
+		case console.KeyHelp:
+			fmt.Fprint(p.stderr, keysHelp)
+		case console.KeyQuit:
+			select {
+			case s.quit <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// run runs the machine to its end, or until the user ends it.
+//
+// The first signal presses the power button; the guest has the grace period to power off. The second signal, and the
+// period's end, stop it.
+func (s *session) run(p *process) (status int, err error) {
+	// What came while the machine was built came too early for the guest.
+	select {
+	case sig := <-s.signals:
+		if sig != syscall.SIGCONT {
+			return 128 + int(sig.(syscall.Signal)), nil
+		}
+	default:
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var (
+		exit     machine.Exit
+		done     = make(chan struct{})
+		deadline <-chan time.Time
+		got      syscall.Signal // the first that asked for the end
+	)
+	go func() {
+		defer close(done)
+		exit, err = s.vm.Run(ctx)
+	}()
+	for {
+		select {
+		case <-done:
+			return exitStatus(exit, got), err
+		case <-s.quit:
+			stop()
+		case <-deadline:
+			fmt.Fprintf(p.stderr, "vmm: the guest did not power off within %v of %s: stopped\n", s.grace, unix.SignalName(got))
+			stop()
+		case sig := <-s.signals:
+			switch {
+			case sig == syscall.SIGCONT:
+				if s.terminal != nil {
+					_ = s.terminal.Resume() // the terminal may be gone, which is no reason to stop the guest
+				}
+			case got != 0:
+				stop()
+			default:
+				got = sig.(syscall.Signal)
+				s.vm.PowerButton()
+				deadline = time.After(s.grace)
+			}
+		}
+	}
+}
+
+// exitStatus is that of a run without an error; got is the signal that asked for its end, or 0.
+func exitStatus(exit machine.Exit, got syscall.Signal) int {
+	switch {
+	case exit.Reason == machine.DebugExit:
+		return int(min(exit.Code, 255))
+	case exit.Reason == machine.Stopped && got != 0:
+		return 128 + int(got)
+	}
+	return statusOK
+}

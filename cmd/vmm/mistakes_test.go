@@ -1,0 +1,132 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"vmm/cmd/vmm/internal/console"
+	"vmm/machine"
+)
+
+// TestMistakes: each gives one line, status 2, and leaves nothing behind.
+func TestMistakes(t *testing.T) {
+	inFiles(t)
+	require.NoError(t, os.Mkdir("dir", 0o700))
+	require.NoError(t, os.WriteFile("empty", nil, 0o600))
+	require.NoError(t, os.WriteFile("secret", []byte("x"), 0o000))
+	require.NoError(t, unix.Mkfifo("fifo", 0o600))
+	busy, err := console.OpenFile("busy")
+	require.NoError(t, err)
+	defer busy.Close()
+	live, err := net.Listen("unix", "live")
+	require.NoError(t, err)
+	defer live.Close()
+	before := list(t)
+
+	boot := func(args ...string) []string { return append([]string{"-kernel", "bzImage"}, args...) }
+	refused := func(field, reason string) error {
+		return fmt.Errorf("new: %w", &machine.ConfigError{Field: field, Err: errors.New(reason)})
+	}
+	for _, tt := range []struct {
+		args   []string
+		refuse error // by package machine
+		want   string
+	}{
+		{args: nil, want: `-kernel: missing (see "vmm -help")`},
+		{args: []string{"-initrd", "u-root.cpio"}, want: `-kernel: missing (see "vmm -help")`},
+		{args: boot("-m", "1G"), want: `-m: no such flag (see "vmm -help")`},
+		{args: boot("-memory", "1G"), want: "-memory: no such flag (did you mean -mem?)"},
+		{args: boot("-cpu", "2"), want: "-cpu: no such flag (did you mean -cpus?)"},
+		{args: boot("--intrd=x"), want: "--intrd=x: no such flag (did you mean -initrd?)"},
+		{args: boot("-mem"), want: "-mem: needs a value"},
+		{args: []string{"bzImage"}, want: `"bzImage": neither a flag nor a command (see "vmm -help")`},
+		{args: []string{"/boot/vmlinuz"}, want: `"/boot/vmlinuz": not a flag (a kernel is given as -kernel /boot/vmlinuz)`},
+		{args: []string{"help"}, want: `"help": no such command (did you mean -help?)`},
+		{args: boot("quiet"), want: `"quiet": neither a flag nor a command (see "vmm -help")`},
+		{args: boot("-reboot", "-no-reboot"), want: "-reboot and -no-reboot: only one of them can be"},
+		{args: boot("-debug=maybe"), want: "-debug=maybe: takes no value, or true or false"},
+		{args: boot("-grace", "soon"), want: "-grace soon: not a time (use for example 30s or 2m)"},
+
+		{args: boot("-mem", "100X"), want: "-mem 100X: not a size (use for example 512M or 2G)"},
+		{args: boot("-mem=0"), want: "-mem 0: a machine needs memory (use for example 512M or 2G)"},
+		{args: boot("-mem", "99999999T"), want: "-mem 99999999T: more than any machine can address"},
+		{args: boot("-mem", "64K"), refuse: refused("Memory", "too little"), want: "-mem 64K: too little"},
+		{args: boot("-cpus", "0"), want: "-cpus 0: not a number from 1 to 64"},
+		{args: boot("-cpus", "65"), want: "-cpus 65: not a number from 1 to 64"},
+		{args: boot("-cpus", "9"), refuse: refused("CPUs", "too many"), want: "-cpus 9: too many"},
+		{args: boot("-append", "xyz"), refuse: refused("Cmdline", "too long"), want: fmt.Sprintf("-append: command line of %d bytes: too long", len(machine.DefaultCmdline)+4)},
+
+		{args: []string{"-kernel", "missing"}, want: "-kernel missing: no such file or directory"},
+		{args: []string{"-kernel", ""}, want: `-kernel: missing (see "vmm -help")`},
+		{args: []string{"-kernel", "dir"}, want: "-kernel dir: is a directory"},
+		{args: []string{"-kernel", "empty"}, want: "-kernel empty: is empty"},
+		{args: []string{"-kernel", "fifo"}, want: "-kernel fifo: not a regular file"},
+		{args: []string{"-kernel", "bzImage/x"}, want: "-kernel bzImage/x: not a directory"},
+		{args: boot(), refuse: refused("Kernel", "not a Linux kernel"), want: "-kernel bzImage: not a Linux kernel"},
+		{args: boot("-initrd", "missing"), want: "-initrd missing: no such file or directory"},
+		{args: boot("-initrd", "dir"), want: "-initrd dir: is a directory"},
+		{args: boot("-initrd", "u-root.cpio"), refuse: refused("Initrd", "does not fit"), want: "-initrd u-root.cpio: does not fit"},
+
+		{args: boot("-serial", "modem"), want: "-serial modem: not a serial target (use stdio, file:PATH, pty, unix:PATH or none)"},
+		{args: boot("-serial", "file:dir"), want: "-serial file:dir: is a directory"},
+		{args: boot("-serial", "file:no/such"), want: "-serial file:no/such: no such file or directory"},
+		{args: boot("-serial", "file:fifo"), want: "-serial file:fifo: nothing reads from it"},
+		{args: boot("-serial", "file:busy"), want: "-serial file:busy: in use by another vmm"},
+		{args: boot("-serial", "unix:live"), want: "-serial unix:live: in use by another vmm"},
+		{args: boot("-serial", "unix:busy"), want: "-serial unix:busy: exists and is not a socket"},
+		{args: boot("-serial", "unix:no/such"), want: "-serial unix:no/such: no: no such file or directory"},
+
+		// What was opened before the machine refused goes again.
+		{args: boot("-serial", "file:new"), refuse: refused("Kernel", "bad"), want: "-kernel bzImage: bad"},
+		{args: boot("-serial", "unix:new"), refuse: refused("Kernel", "bad"), want: "-kernel bzImage: bad"},
+		{args: boot("-serial", "pty"), refuse: refused("Kernel", "bad"), want: "-kernel bzImage: bad"},
+		{args: boot("-serial", "none"), refuse: refused("Kernel", "bad"), want: "-kernel bzImage: bad"},
+	} {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			p := newTestProcess(t)
+			p.refuse = tt.refuse
+			descriptors := list(t, "/proc/self/fd")
+			require.Equal(t, statusMistake, p.run(tt.args))
+			require.Equal(t, "vmm: "+tt.want+"\n", p.stderr.String())
+			require.Empty(t, p.output(t))
+			require.Equal(t, before, list(t))
+			require.Len(t, list(t, "/proc/self/fd"), len(descriptors), "leaked a descriptor")
+		})
+	}
+	t.Run("a file of somebody else's", func(t *testing.T) {
+		if os.Getuid() == 0 {
+			t.Skip("root may read everything: run the tests as another user")
+		}
+		p := newTestProcess(t)
+		require.Equal(t, statusMistake, p.run([]string{"-kernel", "secret"}))
+		require.Equal(t, "vmm: -kernel secret: permission denied\n", p.stderr.String())
+	})
+}
+
+// list returns the names in dir, by default the current one.
+func list(t *testing.T, dir ...string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(append(dir, ".")[0])
+	require.NoError(t, err)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func TestHostThatCannot(t *testing.T) {
+	inFiles(t)
+	p := newTestProcess(t)
+	p.refuse = &fs.PathError{Op: "open", Path: "/dev/kvm", Err: unix.EACCES}
+	require.Equal(t, statusFailed, p.run([]string{"-kernel", "bzImage", "-serial", "file:log"}))
+	require.Equal(t, "vmm: open /dev/kvm: permission denied (\"vmm probe\" tells what this host lacks)\n", p.stderr.String())
+	require.NoFileExists(t, "log")
+}

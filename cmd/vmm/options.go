@@ -1,0 +1,195 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"vmm/machine"
+)
+
+// bootOptions are the flags of the command without a name, which boots a machine.
+type bootOptions struct {
+	kernel, initrd   string
+	cmdline, extra   string
+	memory           memorySize
+	cpus             cpuCount
+	serial           serialTarget
+	grace            gracePeriod
+	reboot, noReboot bool
+	debug, debugExit bool
+	version, help    bool
+}
+
+func (o *bootOptions) flags() *pflag.FlagSet {
+	*o = bootOptions{
+		cmdline: machine.DefaultCmdline,
+		memory:  machine.DefaultMemory,
+		cpus:    1,
+		serial:  serialTarget{kind: serialStdio},
+		grace:   gracePeriod(30 * time.Second),
+	}
+	f := pflag.NewFlagSet("vmm", pflag.ContinueOnError)
+	f.StringVar(&o.kernel, "kernel", "", "")
+	f.StringVar(&o.initrd, "initrd", "", "")
+	f.StringVar(&o.extra, "append", "", "")
+	f.StringVar(&o.cmdline, "cmdline", o.cmdline, "")
+	f.Var(&o.memory, "mem", "")
+	f.Var(&o.cpus, "cpus", "")
+	f.Var(&o.serial, "serial", "")
+	f.Var(&o.grace, "grace", "")
+	f.BoolVar(&o.reboot, "reboot", false, "")
+	f.BoolVar(&o.noReboot, "no-reboot", false, "")
+	f.BoolVar(&o.debug, "debug", false, "")
+	f.BoolVar(&o.debugExit, "debug-exit", false, "")
+	f.BoolVar(&o.version, "version", false, "")
+	f.BoolVar(&o.help, "help", false, "")
+	return f
+}
+
+const help = `Usage: vmm -kernel FILE [flags]     boot a Linux kernel in a virtual machine
+       vmm probe [-json]            tell what this host's KVM offers and lacks
+
+The guest's first serial port is this terminal: every key goes to the guest, and
+  Ctrl-A x  quits at once     Ctrl-A b  sends a break (Linux: magic SysRq)
+  Ctrl-A h  lists the keys    Ctrl-A Ctrl-A  sends a Ctrl-A
+
+Flags, with one dash or two:
+  -kernel FILE     Linux kernel: a bzImage, or an ELF file (vmlinux)
+  -initrd FILE     initial RAM disk
+  -append TEXT     added to the kernel's command line, where the last word wins
+  -cmdline TEXT    instead of the default command line, which is
+                   "%s"
+  -mem SIZE        memory, in units of K, M, G or T; without one, of M (default %s)
+  -cpus N          virtual CPUs, 1 to %d (default %d)
+  -serial TARGET   the first serial port's other end (default %s):
+                   stdio      standard input and output
+                   file:PATH  output is appended to a file; no input
+                   pty        a new pseudo-terminal, whose name is printed
+                   unix:PATH  a socket, for one client at a time
+                   none       nothing
+  -reboot          boot again when the guest resets itself
+  -no-reboot       end when the guest resets itself (default)
+  -grace TIME      how long a guest that SIGTERM (or SIGHUP or SIGINT) tells to power
+                   off may take until it is stopped; a second signal stops it at once
+                   (default %s)
+  -debug           print statistics and accesses to missing hardware at the end
+  -debug-exit      let a write of N to port 0xf4 end the machine with status N
+                   (255 for any greater N)
+  -version         print the version
+  -help            print this text
+
+Examples:
+  vmm -kernel bzImage -initrd u-root.cpio -mem 1G
+  vmm -kernel vmlinux -cpus 4 -append "root=/dev/vda ro quiet"
+  vmm -kernel bzImage -initrd u-root.cpio -serial unix:/tmp/vm.sock
+  printf 'uname -r\npoweroff\n' | vmm -kernel bzImage -initrd u-root.cpio
+
+Exit status: 0 when the guest powers off or resets itself, and after Ctrl-A x; 1 when
+the machine fails or the host cannot run it; 2 for a mistake in the flags; 128+N when
+signal N stopped a guest that did not power off.
+`
+
+func helpText() string {
+	var o bootOptions
+	o.flags()
+	return fmt.Sprintf(help, o.cmdline, &o.memory, machine.MaxCPUs, o.cpus, &o.serial, &o.grace)
+}
+
+// parse reads args and checks what concerns the flags alone.
+func (o *bootOptions) parse(args []string) error {
+	if err := parseFlags(o.flags(), args, o.operandHint); err != nil {
+		return err
+	}
+	switch {
+	case o.help || o.version:
+		return nil
+	case o.reboot && o.noReboot:
+		return errors.New("-reboot and -no-reboot: only one of them can be")
+	case o.kernel == "":
+		return errors.New(`-kernel: missing (see "vmm -help")`)
+	}
+	return nil
+}
+
+func (o *bootOptions) operandHint(operand string) string {
+	switch {
+	case o.kernel == "" && strings.ContainsAny(operand, "./"):
+		return "not a flag (a kernel is given as -kernel " + operand + ")"
+	case operand == "help":
+		return "no such command (did you mean -help?)"
+	}
+	return `neither a flag nor a command (see "vmm -help")`
+}
+
+// commandLine is the kernel's.
+func (o *bootOptions) commandLine() string {
+	return strings.TrimSpace(o.cmdline + " " + o.extra)
+}
+
+// explain turns what machine.New says about a value into what the user knows: the flag.
+func (o *bootOptions) explain(err error) error {
+	var bad *machine.ConfigError
+	if !errors.As(err, &bad) {
+		return fmt.Errorf(`%w ("vmm probe" tells what this host lacks)`, err)
+	}
+	switch bad.Field {
+	case "Kernel":
+		return mistakef("-kernel %s: %w", o.kernel, bad.Err)
+	case "Initrd":
+		return mistakef("-initrd %s: %w", o.initrd, bad.Err)
+	case "Memory":
+		return mistakef("-mem %s: %w", &o.memory, bad.Err)
+	case "CPUs":
+		return mistakef("-cpus %d: %w", o.cpus, bad.Err)
+	case "Cmdline":
+		return mistakef("-append: command line of %d bytes: %w", len(o.commandLine()), bad.Err)
+	}
+	return mistake{err}
+}
+
+// image is a file as machine.Config wants it.
+type image struct {
+	*os.File
+	size int64
+}
+
+func (i *image) Size() int64 { return i.size }
+
+// openImage opens the file that flag names. The caller closes it.
+func openImage(flag, path string) (*image, error) {
+	// Non-blocking mode makes no difference to a regular file; without it a FIFO would wait here for a writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, mistakef("-%s %s: %w", flag, path, bare(err))
+	}
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		err = bare(err)
+	case st.IsDir():
+		err = errors.New("is a directory")
+	case !st.Mode().IsRegular():
+		err = errors.New("not a regular file")
+	case st.Size() == 0:
+		err = errors.New("is empty")
+	default:
+		return &image{File: f, size: st.Size()}, nil
+	}
+	_ = f.Close()
+	return nil, mistakef("-%s %s: %w", flag, path, err)
+}
+
+// bare is the system's own error in err, without the operation and the path that the caller names anyway.
+func bare(err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
