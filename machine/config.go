@@ -1,6 +1,10 @@
 package machine
 
-import "io"
+import (
+	"errors"
+	"fmt"
+	"io"
+)
 
 // Image is a file that the guest boots from. *io.SectionReader, *bytes.Reader and *strings.Reader are Images. It is
 // read while the machine starts (and again at each restart), straight into guest memory, and must stay readable until
@@ -43,5 +47,41 @@ type Config struct {
 // Defaults and limits of a [Config].
 const (
 	DefaultMemory = 1 << 30
+	MinMemory     = 2 << 20 // bytes: the first MiB holds what the boot protocol needs, a kernel goes above it
 	MaxCPUs       = 64
+
+	// DefaultCmdline gives a Linux guest its console on COM1 and makes a panic end the machine instead of hanging it.
+	DefaultCmdline = "console=ttyS0 panic=-1"
 )
+
+const pageSize = 4096
+
+// ConfigError reports a value of a [Config] that [New] refuses.
+type ConfigError struct {
+	Field string // the field's name
+	Err   error
+}
+
+func (e *ConfigError) Error() string { return e.Field + ": " + e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// complete fills in the defaults and checks what can be checked without KVM and without reading a file.
+func (c *Config) complete() error {
+	if c.Memory == 0 {
+		c.Memory = DefaultMemory
+	}
+	if c.CPUs == 0 {
+		c.CPUs = 1
+	}
+	switch {
+	case c.Kernel == nil:
+		return &ConfigError{"Kernel", errors.New("not set")}
+	case c.Memory%pageSize != 0:
+		return &ConfigError{"Memory", fmt.Errorf("%d bytes is not a multiple of %d", c.Memory, pageSize)}
+	case c.Memory < MinMemory:
+		return &ConfigError{"Memory", fmt.Errorf("%d KiB is less than the least possible, %d KiB", c.Memory>>10, MinMemory>>10)}
+	case c.CPUs < 1 || c.CPUs > MaxCPUs:
+		return &ConfigError{"CPUs", fmt.Errorf("%d is not between 1 and %d", c.CPUs, MaxCPUs)}
+	}
+	return nil
+}

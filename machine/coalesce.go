@@ -1,0 +1,131 @@
+package machine
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"vmm/devices/serial"
+	"vmm/kvm"
+)
+
+// A kernel that prints polls the UART: it reads the line status, writes a character, and so on, two exits for each. The
+// write needs no answer, so KVM can note it and go on, and the next exit (as a rule the next look at the line status)
+// brings it along: half the exits of a boot that prints.
+//
+// A driver that sends by interrupts gets no character coalesced, as the interrupt is due after the character. And a
+// guest that prints and never exits again must still be seen to have printed: while writes are coalesced, somebody looks
+// at the ring every coalesceTick, and where nothing comes for coalesceIdle ticks, coalescing ends until the next
+// character, so that an idle guest costs no wake-ups.
+const (
+	coalesceTick = 20 * time.Millisecond
+	coalesceIdle = 50
+)
+
+// polledUART is COM1 with coalesced output. It implements devices.Device.
+type polledUART struct {
+	uart *serial.UART
+	vm   *kvm.VM
+	ring *kvm.VCPU // any of the VM's, for the ring that they share
+	can  bool      // this KVM can coalesce
+
+	// drainMu makes the drained writes come in their order; taken before the UART's lock.
+	drainMu sync.Mutex
+	drained atomic.Uint64 // writes so far
+
+	mu    sync.Mutex // guards armed and the calls that change it; the UART's lock is not held
+	armed bool
+	awake chan struct{} // has a token when armed has become true
+}
+
+func newPolledUART(uart *serial.UART, vm *kvm.VM, ring *kvm.VCPU) (*polledUART, error) {
+	n, err := vm.Extension(kvm.CapCoalescedPIO)
+	return &polledUART{uart: uart, vm: vm, ring: ring, can: n != 0, awake: make(chan struct{}, 1)}, err
+}
+
+// Read implements devices.Device.
+func (d *polledUART) Read(off uint64, p []byte) { d.uart.Read(off, p) }
+
+// Write implements devices.Device. It sees the writes that are not coalesced: the first character of a burst, and all
+// that decides whether there may be a burst.
+func (d *polledUART) Write(off uint64, p []byte) {
+	d.uart.Write(off, p)
+	if !d.can {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch polled := d.uart.PolledOutput(); {
+	case polled && !d.armed && off == 0:
+		d.arm(true)
+	case !polled && d.armed:
+		d.arm(false)
+	}
+}
+
+// arm switches coalescing; mu is held. Where KVM refuses, things stay as they are: correct, if with more exits.
+func (d *polledUART) arm(on bool) {
+	if err := d.vm.CoalescePorts(portCOM1, 1, on); err != nil {
+		return
+	}
+	d.armed = on
+	if on {
+		select {
+		case d.awake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// drain hands the UART what KVM has noted. Every vCPU calls it before it handles an exit.
+func (d *polledUART) drain() {
+	if !d.ring.HasCoalesced() {
+		return
+	}
+	d.drainMu.Lock()
+	defer d.drainMu.Unlock()
+	d.ring.DrainCoalesced(d.deliver)
+}
+
+func (d *polledUART) deliver(port uint16, data []byte) {
+	d.drained.Add(1)
+	d.uart.Write(uint64(port-portCOM1), data)
+}
+
+// serve looks at the ring of a guest that does not exit, until ctx ends.
+func (d *polledUART) serve(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.awake:
+		}
+		d.watch(ctx)
+	}
+}
+
+// watch drains while coalescing is on and ends it after a while without a write.
+func (d *polledUART) watch(ctx context.Context) {
+	tick := time.NewTicker(coalesceTick)
+	defer tick.Stop()
+	seen, idle := d.drained.Load(), 0
+	for idle < coalesceIdle {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		d.drain()
+		if now := d.drained.Load(); now != seen {
+			seen, idle = now, 0
+		} else {
+			idle++
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.armed {
+		d.arm(false)
+	}
+}
