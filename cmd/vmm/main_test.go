@@ -175,24 +175,26 @@ func TestConfig(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := newTestProcess(t)
+			var images string
 			p.vm.run = func(_ context.Context, vm *fakeVM) (machine.Exit, error) {
-				got := vm.cfg
-				require.Equal(t, "kernel", readImage(t, got.Kernel))
-				require.Equal(t, "initial RAM disk", readImage(t, got.Initrd))
-				got.Kernel, got.Initrd, got.Serial = nil, nil, nil
-				require.Equal(t, tt.want, got)
+				images = readImage(vm.cfg.Kernel) + ", " + readImage(vm.cfg.Initrd)
 				return machine.Exit{Reason: machine.PowerOff}, nil
 			}
 			require.Equal(t, statusOK, p.run(tt.args), p.stderr.String())
 			require.True(t, p.vm.closed)
+			require.Equal(t, "kernel, initial RAM disk", images)
+			got := p.vm.cfg
+			got.Kernel, got.Initrd, got.Serial = nil, nil, nil
+			require.Equal(t, tt.want, got)
 		})
 	}
 }
 
-func readImage(t *testing.T, image machine.Image) string {
-	t.Helper()
+func readImage(image machine.Image) string {
 	text, err := io.ReadAll(io.NewSectionReader(image, 0, image.Size()))
-	require.NoError(t, err)
+	if err != nil {
+		return err.Error()
+	}
 	return string(text)
 }
 

@@ -148,7 +148,7 @@ func (o *bootOptions) explain(err error) error {
 	case "CPUs":
 		return mistakef("-cpus %d: %w", o.cpus, bad.Err)
 	case "Cmdline":
-		return mistakef("-append: command line of %d bytes: %w", len(o.commandLine()), bad.Err)
+		return mistakef("-append: %w", bad.Err)
 	}
 	return mistake{err}
 }
