@@ -87,6 +87,7 @@ func TestMapErrors(t *testing.T) {
 	}{
 		{"none", nil, "guest memory: no regions", nil},
 		{"empty", []Range{{0, 0}}, "map guest memory [0x0, +0x0): invalid argument", unix.EINVAL},
+		{"odd", []Range{{0, 0x1001}}, "map guest memory [0x0, +0x1001): invalid argument", unix.EINVAL},
 		{"huge", []Range{{0, 1 << 63}}, "map guest memory [0x0, +0x8000000000000000): invalid argument", unix.EINVAL},
 		{"more than the address space", []Range{{0, 1 << 62}},
 			"map guest memory [0x0, +0x4000000000000000): cannot allocate memory", unix.ENOMEM},
@@ -123,4 +124,12 @@ func TestCloseIsIdempotent(t *testing.T) {
 	require.Empty(t, m.Regions())
 	require.Zero(t, m.Size())
 	require.NoError(t, m.Clear())
+}
+
+// TestMapAligns: a huge page of the host can back one of the guest only where both addresses agree below 2 MiB.
+func TestMapAligns(t *testing.T) {
+	m := mapping(t, Range{Start: 0, Size: 0x5000}, Range{Start: 1 << 32, Size: 4 << 20})
+	for _, r := range m.Regions() {
+		require.Zero(t, uintptr(unsafe.Pointer(&r.Bytes[0]))%(2<<20))
+	}
 }
