@@ -5,7 +5,8 @@
 //		aml.Name("_HID", aml.EISAID("PNP0501")),
 //		aml.Name("_CRS", aml.ResourceTemplate(aml.IO(0x3f8, 8), aml.IRQ(4))))
 //
-// The arguments are constants of the program: a malformed name is a bug, and panics.
+// Names, identifiers and the number of elements are the program's own, never a guest's: what cannot be encoded is a bug,
+// and panics.
 package aml
 
 import (
@@ -32,24 +33,23 @@ const (
 	opBuffer           = 0x11
 	opPackage          = 0x12
 	opMethod           = 0x14
-	opDualName         = 0x2e
-	opMultiName        = 0x2f
-	opExt              = 0x5b
+	opExt              = 0x5b // the opcode is the next byte
 	opLocal0           = 0x60
 	opArg0             = 0x68
 	opStore            = 0x70
 	opAnd              = 0x7b
 	opOr               = 0x7d
 	opCreateDWordField = 0x8a
-	opNot              = 0x92
-	opEqual            = 0x93
+	opLNot             = 0x92
+	opLEqual           = 0x93
 	opIf               = 0xa0
 	opElse             = 0xa1
 	opReturn           = 0xa4
-	extDevice          = 0x82
+
+	extDevice = 0x82
 )
 
-// Integer is the shortest encoding of v.
+// Integer is an integer constant, in the shortest of the encodings that hold v.
 func Integer(v uint64) Term {
 	le := binary.LittleEndian
 	switch {
@@ -68,29 +68,47 @@ func Integer(v uint64) Term {
 }
 
 // String is a string constant of ASCII characters.
-func String(s string) Term { return append(append(Term{opString}, s...), 0) }
+func String(s string) Term {
+	for _, c := range []byte(s) {
+		if c < 0x01 || c > 0x7f {
+			panic(fmt.Sprintf("aml: %q is no ASCII string", s))
+		}
+	}
+	return join(Term{opString}, Term(s), Term{0})
+}
 
-// Buffer is a buffer of the bytes given.
+// Buffer is a buffer with these bytes in it.
 func Buffer(b []byte) Term {
 	return packaged(Term{opBuffer}, Integer(uint64(len(b))), b)
 }
 
-// EISAID is a compressed EISA identifier such as PNP0A03: three letters and four hexadecimal digits (ACPI 6.5 §19.6.37).
+// Package is a list of objects, at most 255.
+func Package(elements ...Term) Term {
+	if len(elements) > 0xff {
+		panic(fmt.Sprintf("aml: a package of %d elements", len(elements)))
+	}
+	return packaged(Term{opPackage}, Term{byte(len(elements))}, join(elements...))
+}
+
+// EISAID is a compressed EISA identifier such as PNP0A03: three letters and four hexadecimal digits (EISAID, ACPI 6.5 §19.6.37).
 func EISAID(id string) Term {
-	digits, err := hex.DecodeString(id[3:])
-	if len(id) != 7 || err != nil {
+	var digits []byte
+	if len(id) == 7 && strings.Trim(id[:3], upper) == "" {
+		digits, _ = hex.DecodeString(id[3:])
+	}
+	if len(digits) != 2 {
 		panic(fmt.Sprintf("aml: %q is no EISA identifier", id))
 	}
 	var letters uint16 // five bits each
-	for _, c := range id[:3] {
-		letters = letters<<5 | uint16(c-'@')
+	for _, c := range []byte(id[:3]) {
+		letters = letters<<5 | uint16(c-'A'+1)
 	}
-	// The identifier is big-endian, in an integer that is little-endian.
+	// The identifier is big-endian, the integer that holds it little-endian.
 	return Term{opDWord, byte(letters >> 8), byte(letters), digits[0], digits[1]}
 }
 
-// UUID is the buffer that ToUUID makes of aabbccdd-eeff-gghh-iijj-kkllmmnnoopp (ACPI 6.5 §19.6.142): the first three
-// fields are little-endian.
+// UUID is the buffer for aabbccdd-eeff-gghh-iijj-kkllmmnnoopp. The first three fields are little-endian, the other two
+// are not (ToUUID, ACPI 6.5 §19.6.142).
 func UUID(s string) Term {
 	b, err := hex.DecodeString(strings.ReplaceAll(s, "-", ""))
 	if len(b) != 16 || err != nil {
@@ -99,40 +117,35 @@ func UUID(s string) Term {
 	return Buffer([]byte{b[3], b[2], b[1], b[0], b[5], b[4], b[7], b[6], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]})
 }
 
-// Name gives an object a name.
-func Name(name string, value Term) Term { return join(Term{opName}, namePath(name), value) }
-
-// Path refers to the object of that name.
-func Path(name string) Term { return namePath(name) }
+// Name gives a name to an object.
+func Name(name string, value Term) Term { return join(Term{opName}, Path(name), value) }
 
 // Scope adds to the object of that name.
 func Scope(name string, body ...Term) Term {
-	return packaged(Term{opScope}, namePath(name), join(body...))
+	return packaged(Term{opScope}, Path(name), join(body...))
 }
 
 // Device is a device.
 func Device(name string, body ...Term) Term {
-	return packaged(Term{opExt, extDevice}, namePath(name), join(body...))
+	return packaged(Term{opExt, extDevice}, Path(name), join(body...))
 }
 
-// Package is a list of at most 255 objects.
-func Package(elements ...Term) Term {
-	if len(elements) > 0xff {
-		panic(fmt.Sprintf("aml: a package of %d elements", len(elements)))
-	}
-	return packaged(Term{opPackage}, Term{byte(len(elements))}, join(elements...))
-}
-
-// Method is a serialized method: one caller at a time may be in it.
+// Method is a serialized method: one caller at a time is in it.
 func Method(name string, args int, body ...Term) Term {
-	const serialized = 1 << 3
-	return packaged(Term{opMethod}, namePath(name), Term{byte(args&7 | serialized)}, join(body...))
+	const (
+		maxArgs    = 7
+		serialized = 1 << 3
+	)
+	if args < 0 || args > maxArgs {
+		panic(fmt.Sprintf("aml: method %s with %d arguments", name, args))
+	}
+	return packaged(Term{opMethod}, Path(name), Term{byte(args) | serialized}, join(body...))
 }
 
-// Arg is a method's argument n, Local its local variable n.
+// Arg is argument n of a method, 0 to 6.
 func Arg(n int) Term { return Term{opArg0 + byte(n)} }
 
-// Local is a method's local variable n.
+// Local is local variable n of a method, 0 to 7.
 func Local(n int) Term { return Term{opLocal0 + byte(n)} }
 
 // Store copies a value.
@@ -144,71 +157,22 @@ func And(a, b, to Term) Term { return join(Term{opAnd}, a, b, to) }
 // Or stores the bitwise or of a and b.
 func Or(a, b, to Term) Term { return join(Term{opOr}, a, b, to) }
 
-// Equal compares.
-func Equal(a, b Term) Term { return join(Term{opEqual}, a, b) }
+// Equal is true if a and b are equal: two integers, or two buffers.
+func Equal(a, b Term) Term { return join(Term{opLEqual}, a, b) }
 
-// NotEqual compares.
-func NotEqual(a, b Term) Term { return join(Term{opNot}, Equal(a, b)) }
+// NotEqual is true if they are not.
+func NotEqual(a, b Term) Term { return join(Term{opLNot}, Equal(a, b)) }
 
-// If executes body if the condition is true.
+// If executes body where the condition is true.
 func If(condition Term, body ...Term) Term { return packaged(Term{opIf}, condition, join(body...)) }
 
-// Else follows an [If].
+// Else follows an [If], and executes body where its condition is not.
 func Else(body ...Term) Term { return packaged(Term{opElse}, join(body...)) }
 
-// Return leaves a method.
+// Return leaves a method with a value.
 func Return(value Term) Term { return join(Term{opReturn}, value) }
 
-// CreateDWordField names the 32 bits of a buffer at a byte offset.
+// CreateDWordField gives a name to the 32 bits at a byte offset in a buffer.
 func CreateDWordField(buffer Term, offset uint64, name string) Term {
-	return join(Term{opCreateDWordField}, buffer, Integer(offset), namePath(name))
-}
-
-// namePath encodes a path such as \_SB.PCI0 (ACPI 6.5 §20.2.2).
-func namePath(path string) Term {
-	var out Term
-	rest, absolute := strings.CutPrefix(path, `\`)
-	if absolute {
-		out = Term{'\\'}
-	}
-	segments := strings.Split(rest, ".")
-	switch {
-	case len(segments) == 2:
-		out = append(out, opDualName)
-	case len(segments) > 2:
-		out = append(out, opMultiName, byte(len(segments)))
-	}
-	for _, s := range segments {
-		if len(s) == 0 || len(s) > 4 || strings.Trim(s, "_ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") != "" || s[0] <= '9' {
-			panic(fmt.Sprintf("aml: %q is no name", path))
-		}
-		out = append(out, s+"____"[len(s):]...)
-	}
-	return out
-}
-
-// packaged puts the length of what follows the opcode, and its own, before it (PkgLength, ACPI 6.5 §20.2.4).
-func packaged(op Term, parts ...Term) Term {
-	body := join(parts...)
-	switch n := len(body); {
-	case n+1 <= 0x3f:
-		return join(op, Term{byte(n + 1)}, body)
-	case n+2 <= 0xfff:
-		n += 2
-		return join(op, Term{1<<6 | byte(n&0xf), byte(n >> 4)}, body)
-	case n+3 <= 0xf_ffff:
-		n += 3
-		return join(op, Term{2<<6 | byte(n&0xf), byte(n >> 4), byte(n >> 12)}, body)
-	default:
-		n += 4
-		return join(op, Term{3<<6 | byte(n&0xf), byte(n >> 4), byte(n >> 12), byte(n >> 20)}, body)
-	}
-}
-
-func join(terms ...Term) Term {
-	var out Term
-	for _, t := range terms {
-		out = append(out, t...)
-	}
-	return out
+	return join(Term{opCreateDWordField}, buffer, Integer(offset), Path(name))
 }
