@@ -32,28 +32,29 @@ func portDevice(name, id string, p Port) aml.Term {
 	return aml.Device(name,
 		aml.Name("_HID", aml.EISAID(id)),
 		aml.Name("_UID", aml.Integer(0)),
-		aml.Name("_CRS", aml.ResourceTemplate(aml.IO(p.Start, p.Size), aml.IRQ(uint(p.IRQ)))))
+		aml.Name("_CRS", aml.ResourceTemplate(aml.IO(p.Start, p.Size), aml.IRQ(p.IRQ))))
 }
 
-// motherboard claims what belongs to no other device: ECAM, which Linux uses only where it is reserved here (PCI
-// Firmware Specification 3.3 §4.1.2), and the ports of the fixed hardware.
+// motherboard claims what belongs to no other device: ECAM, which Linux uses only where it is reserved here or in the
+// memory map (PCI Firmware Specification 3.3 §4.1.2), and the ports of the fixed hardware.
 func motherboard(cfg Config) aml.Term {
-	first := min(cfg.PM.Event, cfg.PM.Control, cfg.PM.Timer, cfg.Reset.Port)
-	end := max(cfg.PM.Event+4, cfg.PM.Control+2, cfg.PM.Timer+4, cfg.Reset.Port+1)
 	return aml.Device("MBRD",
 		aml.Name("_HID", aml.EISAID("PNP0C02")),
 		aml.Name("_UID", aml.Integer(0)),
 		aml.Name("_CRS", aml.ResourceTemplate(
 			aml.Memory32Fixed(uint32(cfg.ECAM.Start), uint32(cfg.ECAM.Size)),
-			aml.IO(first, uint8(end-first)))))
+			aml.IO(cfg.PM.Event, pmEventSize),
+			aml.IO(cfg.PM.Control, pmControlSize),
+			aml.IO(cfg.PM.Timer, pmTimerSize),
+			aml.IO(cfg.Reset.Port, resetSize))))
 }
 
 // hostBridge is the PCI Express root (PCI Firmware Specification 3.3 §4).
 func hostBridge(cfg Config) aml.Term {
 	resources := []aml.Resource{
 		aml.BusWindow(0, cfg.lastBus()),
-		aml.IO(0xcf8, 8),
-		aml.IOWindow(uint16(cfg.IO.Start), uint16(cfg.IO.last())),
+		aml.IO(pciConfigPort, pciConfigPorts),
+		aml.IOWindow(uint16(cfg.IO.Start), uint16(cfg.IO.Start+cfg.IO.Size-1)),
 		aml.MemoryWindow32(uint32(cfg.MMIO32.Start), uint32(cfg.MMIO32.Size)),
 	}
 	if cfg.MMIO64.Size > 0 {

@@ -1,9 +1,6 @@
 package acpi
 
-import (
-	"encoding/binary"
-	"math/bits"
-)
+import "encoding/binary"
 
 // Offsets in the FADT, from the table's start (ACPI 6.5 §5.2.9).
 const (
@@ -31,7 +28,8 @@ const (
 	fadtSize         = 276
 )
 
-// FADT flags (table 5.10).
+// FADT flags (table 5.10). The clear ones tell as much: PWR_BUTTON that the power button is the fixed one,
+// HW_REDUCED_ACPI that there is fixed hardware at all.
 const (
 	flagWBINVD      = 1 << 0  // WBINVD works
 	flagProcC1      = 1 << 2  // C1 on all processors
@@ -41,7 +39,8 @@ const (
 	flagResetReg    = 1 << 10 // there is a reset register
 )
 
-// Boot architecture flags (table 5.11). The 8042 bit stays clear: with it Linux would look for a keyboard by probing.
+// Boot architecture flags (table 5.11). That for an 8042 stays clear: no keyboard is there, and Linux spends no time on
+// looking for one. It needs no flag to pulse the 8042's reset line, nor does it do so before it has tried RESET_REG.
 const (
 	bootLegacyDevices = 1 << 0 // COM1 and such
 	bootNoVGA         = 1 << 2
@@ -49,11 +48,18 @@ const (
 
 const (
 	noCState     = 0xfff // a latency that means: no such state
-	centuryIndex = 0x32  // in CMOS RAM
+	centuryIndex = 0x32  // in the RTC's RAM
 )
 
-// fadt is the fixed ACPI description table. The power button is the fixed one, as the flag for a control-method button
-// is clear; SMI_CMD is zero, so the machine is in ACPI mode already.
+// Sizes of the fixed hardware's registers, in bytes.
+const (
+	pmEventSize   = 4
+	pmControlSize = 2
+	pmTimerSize   = 4
+	resetSize     = 1
+)
+
+// fadt is the fixed ACPI description table. SMI_CMD stays zero: the machine is in ACPI mode already.
 func fadt(cfg Config, facsAddr, dsdtAddr uint64) []byte {
 	le := binary.LittleEndian
 	t := make([]byte, fadtSize)
@@ -65,30 +71,37 @@ func fadt(cfg Config, facsAddr, dsdtAddr uint64) []byte {
 		old, oldLen, ext int
 		port             uint16
 		size             uint8
+		access           byte
 	}{
-		{fadtPM1aEvent, fadtPM1EventLen, fadtXPM1aEvent, cfg.PM.Event, 4},
-		{fadtPM1aControl, fadtPM1CtrlLen, fadtXPM1aControl, cfg.PM.Control, 2},
-		{fadtPMTimer, fadtPMTimerLen, fadtXPMTimer, cfg.PM.Timer, 4},
+		{fadtPM1aEvent, fadtPM1EventLen, fadtXPM1aEvent, cfg.PM.Event, pmEventSize, accessWord}, // it is two registers
+		{fadtPM1aControl, fadtPM1CtrlLen, fadtXPM1aControl, cfg.PM.Control, pmControlSize, accessWord},
+		{fadtPMTimer, fadtPMTimerLen, fadtXPMTimer, cfg.PM.Timer, pmTimerSize, accessDWord},
 	} {
 		le.PutUint32(t[block.old:], uint32(block.port))
 		t[block.oldLen] = block.size
-		putIORegister(t[block.ext:], block.port, block.size)
+		putPortAddress(t[block.ext:], block.port, block.size, block.access)
 	}
 	le.PutUint16(t[fadtC2Latency:], noCState)
 	le.PutUint16(t[fadtC3Latency:], noCState)
 	t[fadtCentury] = centuryIndex
 	le.PutUint16(t[fadtBootArch:], bootLegacyDevices|bootNoVGA)
 	le.PutUint32(t[fadtFlags:], flagWBINVD|flagProcC1|flagNoSlpButton|flagNoFixRTC|flagTimer32|flagResetReg)
-	putIORegister(t[fadtResetReg:], cfg.Reset.Port, 1)
+	putPortAddress(t[fadtResetReg:], cfg.Reset.Port, resetSize, accessByte)
 	t[fadtResetValue] = cfg.Reset.Value
 	t[fadtMinor] = 5
 	return table("FACP", 6, t[headerSize:])
 }
 
-// putIORegister writes a generic address structure (§5.2.3.2) for a register in I/O space.
-func putIORegister(t []byte, port uint16, size uint8) {
+// Access sizes of a generic address structure.
+const (
+	accessByte  = 1
+	accessWord  = 2
+	accessDWord = 3
+)
+
+// putPortAddress writes a generic address structure (§5.2.3.2) for size bytes of I/O space.
+func putPortAddress(t []byte, port uint16, size uint8, access byte) {
 	const systemIO = 1
-	accessSize := byte(bits.Len8(size)) // 1 for a byte, 2 for a word, 3 for a dword
-	t[0], t[1], t[2], t[3] = systemIO, size*8, 0, accessSize
+	t[0], t[1], t[2], t[3] = systemIO, size*8, 0, access
 	binary.LittleEndian.PutUint64(t[4:], uint64(port))
 }

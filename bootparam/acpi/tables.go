@@ -9,6 +9,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 
 	"vmm/memory"
 )
@@ -18,7 +20,13 @@ type Range struct {
 	Start, Size uint64
 }
 
-func (r Range) last() uint64 { return r.Start + r.Size - 1 }
+// within reports whether the range is not empty and lies in [lo, hi).
+func (r Range) within(lo, hi uint64) bool {
+	return r.Size > 0 && r.Start >= lo && r.Start < hi && r.Size <= hi-r.Start
+}
+
+// String returns the range as an error message has it.
+func (r Range) String() string { return fmt.Sprintf("[%#x, +%#x)", r.Start, r.Size) }
 
 // PM is where the fixed hardware's ports are (ACPI 6.5 §4.8.3).
 type PM struct {
@@ -33,31 +41,33 @@ type Reset struct {
 	Value uint8
 }
 
-// Config is what the tables tell.
+// Config is what the tables tell. The ranges must not overlap each other or RAM.
 type Config struct {
 	// Base is where the tables will be: below 4 GiB, and a multiple of 64. The RSDP is at its start.
 	Base memory.GPA
 
-	LAPICIDs      []uint32 // one for each vCPU, in the order of their numbers; at most 255, each below 255
+	// LAPICIDs are the local APIC IDs, one for each vCPU: ascending, and at most 4096 of them. IDs from 255 on are those
+	// of x2APICs.
+	LAPICIDs      []uint32
 	LocalAPICAddr uint32
-	IOAPICAddr    uint32 // an I/O APIC with 24 pins, for the GSIs from zero on
+	IOAPICAddr    uint32 // an I/O APIC with ID 0 and 24 pins, for the GSIs from zero on
 
-	SCI         uint8 // its GSI: level-triggered, active high
+	SCI         uint8 // its ISA interrupt and GSI: level-triggered, active high
 	PM          PM
 	Reset       Reset
 	SleepTypeS5 uint8 // SLP_TYP of soft off
 
-	ECAM    Range    // configuration space, a MiB a bus
-	IO      Range    // ports for the BARs of PCI devices
-	MMIO32  Range    // memory below 4 GiB for them
-	MMIO64  Range    // memory anywhere; of size zero for none
+	ECAM    Range    // configuration space, a MiB a bus from bus 0 on, below 4 GiB
+	IO      Range    // ports for the BARs of PCI devices, above the configuration ports
+	MMIO32  Range    // memory for them between 1 MiB and 4 GiB
+	MMIO64  Range    // memory for them above 4 GiB; of size zero for none
 	INTxGSI [4]uint8 // device d's pin p (INTA is 0) is wired to INTxGSI[(d+p)%4]
 
 	COM1 Port // the serial port; of size zero for none
 	RTC  Port // the clock; of size zero for none
 }
 
-// Port is a device of the PC's with a few ports and an interrupt.
+// Port is a device of the PC's, with a few ports and an ISA interrupt.
 type Port struct {
 	Start uint16
 	Size  uint8
@@ -69,9 +79,6 @@ type Tables struct {
 	Bytes []byte     // to be put at Config.Base
 	RSDP  memory.GPA // the guest searches for it, or is told
 }
-
-// maxProcessors is what 8-bit APIC IDs and processor UIDs can name; 255 means all processors.
-const maxProcessors = 255
 
 // Build lays the tables out from cfg.Base on.
 func Build(cfg Config) (Tables, error) {
@@ -85,30 +92,61 @@ func Build(cfg Config) (Tables, error) {
 	fadtAddr := l.add(fadt(cfg, facsAddr, dsdtAddr))
 	xsdtAddr := l.add(xsdt(fadtAddr, l.add(madt(cfg)), l.add(mcfg(cfg))))
 	copy(l.bytes, rsdpTable(xsdtAddr))
-	if end := l.base + uint64(len(l.bytes)); end > 1<<32 {
-		return Tables{}, fmt.Errorf("acpi tables: they end at %#x, beyond 4 GiB", end)
+	if l.base+uint64(len(l.bytes)) > 4*gib {
+		return Tables{}, fmt.Errorf("acpi tables: at %#x they end beyond 4 GiB", uint64(cfg.Base))
 	}
 	return Tables{Bytes: l.bytes, RSDP: memory.GPA(rsdp)}, nil
 }
+
+// Limits of a [Config].
+const (
+	maxProcessors = 1 << 12 // three hexadecimal digits in the name of each one's device
+	isaIRQs       = 16
+	ioapicPins    = 24
+
+	pciConfigPort  = 0xcf8 // CONFIG_ADDRESS and CONFIG_DATA (PCI 3.0 §3.2.2.3.2)
+	pciConfigPorts = 8
+)
+
+const (
+	mib = 1 << 20
+	gib = 1 << 30
+)
 
 func (c *Config) check() error {
 	switch {
 	case c.Base%facsAlign != 0:
 		return fmt.Errorf("acpi tables: base %#x is not a multiple of %d", uint64(c.Base), facsAlign)
+	case c.Base >= 4*gib:
+		return fmt.Errorf("acpi tables: base %#x is not below 4 GiB", uint64(c.Base))
 	case len(c.LAPICIDs) == 0 || len(c.LAPICIDs) > maxProcessors:
 		return fmt.Errorf("acpi tables: %d processors, not 1 to %d", len(c.LAPICIDs), maxProcessors)
-	case c.ECAM.Size == 0 || c.ECAM.Size%ecamBusSize != 0 || c.ECAM.Size > 256*ecamBusSize || c.ECAM.last() >= 1<<32:
-		return fmt.Errorf("acpi tables: ECAM [%#x, +%#x) is not for 1 to 256 buses below 4 GiB", c.ECAM.Start, c.ECAM.Size)
-	case c.IO.Size == 0 || c.IO.last() > 0xffff:
-		return fmt.Errorf("acpi tables: PCI ports [%#x, +%#x)", c.IO.Start, c.IO.Size)
-	case c.MMIO32.Size == 0 || c.MMIO32.last() >= 1<<32:
-		return fmt.Errorf("acpi tables: 32-bit PCI memory [%#x, +%#x)", c.MMIO32.Start, c.MMIO32.Size)
-	case c.MMIO64.Size != 0 && c.MMIO64.last() < c.MMIO64.Start:
-		return errors.New("acpi tables: 64-bit PCI memory beyond the address space")
+	case slices.Contains([]uint16{c.PM.Event, c.PM.Control, c.PM.Timer, c.Reset.Port}, 0):
+		return errors.New("acpi tables: a register of the fixed hardware at port 0, which means none")
+	case c.SleepTypeS5 > 7:
+		return fmt.Errorf("acpi tables: sleep type %d has more than 3 bits", c.SleepTypeS5)
+	case !c.ECAM.within(mib, 4*gib) || c.ECAM.Start%ecamBusSize != 0 || c.ECAM.Size%ecamBusSize != 0 || c.ECAM.Size > 256*ecamBusSize:
+		return fmt.Errorf("acpi tables: ECAM %s is not for 1 to 256 buses below 4 GiB", c.ECAM)
+	case !c.IO.within(pciConfigPort+pciConfigPorts, 1<<16):
+		return fmt.Errorf("acpi tables: PCI ports %s are not above the configuration ports", c.IO)
+	case !c.MMIO32.within(mib, 4*gib):
+		return fmt.Errorf("acpi tables: 32-bit PCI memory %s is not between 1 MiB and 4 GiB", c.MMIO32)
+	case c.MMIO64.Size != 0 && !c.MMIO64.within(4*gib, math.MaxUint64):
+		return fmt.Errorf("acpi tables: 64-bit PCI memory %s is not above 4 GiB", c.MMIO64)
 	}
-	for _, id := range c.LAPICIDs {
-		if id >= maxProcessors {
-			return fmt.Errorf("acpi tables: local APIC ID %d needs an x2APIC entry", id)
+	for i, id := range c.LAPICIDs[1:] {
+		if id <= c.LAPICIDs[i] {
+			return fmt.Errorf("acpi tables: local APIC ID %d after %d", id, c.LAPICIDs[i])
+		}
+	}
+	for _, irq := range []uint8{c.SCI, c.COM1.IRQ, c.RTC.IRQ} {
+		if irq >= isaIRQs {
+			return fmt.Errorf("acpi tables: ISA interrupt %d", irq)
+		}
+	}
+	for _, gsi := range c.INTxGSI {
+		if gsi >= ioapicPins {
+			return fmt.Errorf("acpi tables: PCI interrupt at GSI %d of an I/O APIC with %d pins", gsi, ioapicPins)
 		}
 	}
 	return nil
@@ -212,7 +250,7 @@ func facs() []byte {
 }
 
 // ecamBusSize is the configuration space of one bus.
-const ecamBusSize = 1 << 20
+const ecamBusSize = mib
 
 // mcfg tells where ECAM is (PCI Firmware Specification 3.3 §4.1.2).
 func mcfg(cfg Config) []byte {
