@@ -3,6 +3,7 @@ package bootparam
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 
@@ -97,7 +98,7 @@ func readAt(img Image, p []byte, off int64) error {
 	switch {
 	case n == len(p):
 		return nil // whatever err is: io.ReaderAt may give io.EOF with the last byte
-	case err == io.EOF || err == io.ErrUnexpectedEOF:
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("%w: it ends at %d, inside [%d, +%d)", ErrTruncated, off+int64(n), off, len(p))
 	}
 	return fmt.Errorf("read [%d, +%d): %w", off, len(p), err)

@@ -64,11 +64,11 @@ func compile(t *testing.T, cc string, facts []fact) string {
 	var src strings.Builder
 	src.WriteString("#include <stddef.h>\n#include <stdio.h>\n#include <linux/kvm.h>\nint main(void) {\n")
 	for _, f := range facts {
-		print := fmt.Sprintf("printf(\"%s = %%#llx\\n\", (unsigned long long)(%s));\n", f.expr, f.expr)
+		line := fmt.Sprintf("printf(\"%s = %%#llx\\n\", (unsigned long long)(%s));\n", f.expr, f.expr)
 		if strings.HasPrefix(f.expr, "KVM_") {
-			print = "#ifdef " + f.expr + "\n" + print + "#endif\n"
+			line = "#ifdef " + f.expr + "\n" + line + "#endif\n"
 		}
-		src.WriteString(print)
+		src.WriteString(line)
 	}
 	src.WriteString("}\n")
 	dir := t.TempDir()
@@ -191,7 +191,7 @@ func layouts() []fact {
 		{reflect.TypeFor[ClockData](), "struct kvm_clock_data", "clock flags realtime host_tsc"},
 		{reflect.TypeFor[enableCap](), "struct kvm_enable_cap", "cap flags args"},
 		{reflect.TypeFor[pitConfig](), "struct kvm_pit_config", "flags"},
-		{reflect.TypeFor[GSIRoute](), "struct kvm_irq_routing_entry", "gsi type flags u"},
+		{reflect.TypeFor[GSIRoute](), "struct kvm_irq_routing_entry", "gsi type u"},
 		{reflect.TypeFor[irqLevel](), "struct kvm_irq_level", "irq level"},
 		{reflect.TypeFor[msi](), "struct kvm_msi", "address_lo address_hi data flags devid"},
 		{reflect.TypeFor[irqfd](), "struct kvm_irqfd", "fd gsi flags resamplefd"},

@@ -39,7 +39,7 @@ type coalescedRing struct { // kvm_coalesced_mmio_ring
 // needs [CapCoalescedPIO].
 func (vm *VM) CoalescePorts(port uint16, size uint32, on bool) error {
 	zone := coalescedZone{addr: uint64(port), size: size, pio: 1}
-	request := uintptr(kvmRegisterCoalesced)
+	request := kvmRegisterCoalesced
 	if !on {
 		request = kvmUnregisterCoalesced
 	}

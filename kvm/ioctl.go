@@ -21,7 +21,7 @@ const (
 // holds the size of what comes before it.
 const (
 	// On the system.
-	kvmGetAPIVersion          = kvmIO | 0x00
+	kvmGetAPIVersion          = kvmIO // 0x00
 	kvmCreateVM               = kvmIO | 0x01
 	kvmGetMSRIndexList        = kvmIOWR | 0x02 | unsafe.Sizeof(uint32(0))<<sizeShift
 	kvmCheckExtension         = kvmIO | 0x03

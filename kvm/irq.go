@@ -50,11 +50,11 @@ const (
 
 // GSIRoute is an entry of the GSI routing table (kvm_irq_routing_entry): what [IRQChipRoute] or [MSIRoute] returns.
 type GSIRoute struct {
-	gsi   uint32
-	kind  uint32
-	flags uint32
-	_     uint32
-	u     [8]uint32
+	gsi  uint32
+	kind uint32
+	_    uint32 // flags: none with the types above
+	_    uint32
+	u    [8]uint32
 }
 
 // GSI returns the number of the interrupt that is routed.

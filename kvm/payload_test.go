@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"encoding/binary"
+	"errors"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -103,7 +104,7 @@ func (g *guest) protect(t testing.TB) {
 func (g *guest) run(t testing.TB, want ExitReason) {
 	t.Helper()
 	err := g.cpu.Run()
-	for err == unix.EINTR {
+	for errors.Is(err, unix.EINTR) {
 		err = g.cpu.Run()
 	}
 	require.NoError(t, err)
@@ -138,7 +139,7 @@ func TestPIO(t *testing.T) {
 	g.run(t, ExitIO)
 	in := g.cpu.IO()
 	require.Equal(t, IO{Size: 4, Port: 0x3F8, Count: 1, Data: in.Data}, in)
-	require.Equal(t, 4, len(in.Data))
+	require.Len(t, in.Data, 4)
 	require.Equal(t, 4, cap(in.Data), "an append must not reach the rest of the page")
 	binary.LittleEndian.PutUint32(in.Data, 0x1234_5677)
 	g.run(t, ExitIO)
@@ -200,7 +201,7 @@ func TestMMIO(t *testing.T) {
 	g.run(t, ExitMMIO)
 	read := g.cpu.MMIO()
 	require.Equal(t, MMIO{Addr: screenAddr + 0x20, Data: read.Data}, read)
-	require.Equal(t, 4, len(read.Data))
+	require.Len(t, read.Data, 4)
 	require.Equal(t, 4, cap(read.Data))
 	binary.LittleEndian.PutUint32(read.Data, 0x00FF_FFFF)
 	g.run(t, ExitMMIO)
@@ -333,7 +334,7 @@ func BenchmarkExit(b *testing.B) {
 		0xEB, 0xFC, //             jmp to the start
 	})
 	for b.Loop() {
-		if err := g.cpu.Run(); err != nil && err != unix.EINTR {
+		if err := g.cpu.Run(); err != nil && !errors.Is(err, unix.EINTR) {
 			b.Fatal(err)
 		}
 	}

@@ -1,6 +1,7 @@
 package kvm
 
 import (
+	"errors"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -37,13 +38,13 @@ func start(c *VCPU) *thread {
 
 func (th *thread) loop() error {
 	for {
-		switch err := th.cpu.Run(); err {
-		case unix.EINTR:
+		switch err := th.cpu.Run(); {
+		case errors.Is(err, unix.EINTR):
 			th.cpu.SetImmediateExit(false)
 			if th.kicked.Swap(false) && !<-th.kicks {
 				return nil
 			}
-		case unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 		default:
 			return err
 		}

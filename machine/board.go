@@ -18,7 +18,6 @@ import (
 	"vmm/devices/rtc"
 	"vmm/devices/serial"
 	"vmm/kvm"
-	"vmm/memory"
 )
 
 // board is the machine from one power-on or reset to the next: KVM's VM with its vCPUs and interrupt controllers, the
@@ -205,7 +204,7 @@ func (b *board) load() (bootparam.Entry, error) {
 		Initrd:  m.cfg.Initrd,
 		Cmdline: m.cfg.Cmdline,
 		E820:    m.layout.e820(),
-		RSDP:    memory.GPA(tables.RSDP),
+		RSDP:    tables.RSDP,
 	})
 	var bad *bootparam.Error
 	if errors.As(err, &bad) {

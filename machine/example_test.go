@@ -24,12 +24,9 @@ func Example() {
 	}
 	defer m.Close()
 	exit, err := m.Run(context.Background())
-	if err != nil {
-		log.Fatal(err)
-	}
 	fmt.Print(line)
-	fmt.Println(exit.Reason)
+	fmt.Println(exit.Reason, err)
 	// Output:
 	// hello, world
-	// power off
+	// power off <nil>
 }

@@ -33,7 +33,8 @@ func TestLayout(t *testing.T) {
 			l, err := newLayout(tt.size, tt.physBits)
 			require.NoError(t, err)
 			require.Equal(t, tt.ram, l.ram)
-			require.Equal(t, tt.window, [2]uint64{l.mmio64, l.mmio64Size})
+			require.Equal(t, tt.window[0], l.mmio64)
+			require.Equal(t, tt.window[1], l.mmio64Size)
 			checkE820(t, l)
 		})
 	}

@@ -59,7 +59,7 @@ func New(cfg Config) (_ *Machine, err error) {
 	m := &Machine{cfg: cfg, irq4: &gsiLine{gsi: gsiCOM1}}
 	defer func() {
 		if err != nil {
-			m.release()
+			err = errors.Join(err, m.release())
 		}
 	}()
 	if m.sys, err = kvm.Open(kvm.DefaultPath); err != nil {

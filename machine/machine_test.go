@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -188,12 +189,12 @@ func TestSideBySide(t *testing.T) {
 	for i := range n {
 		line := newTerminal()
 		m := boot(t, echo, func(c *machine.Config) { c.Serial = line })
-		text := strings.Repeat(fmt.Sprint(i), 1000) + "q"
+		text := strings.Repeat(strconv.Itoa(i), 1000) + "q"
 		go func() { _, _ = io.WriteString(line.typed, text) }()
 		go func() {
 			_, err := m.Run(t.Context())
 			if err == nil && line.String() != text {
-				err = fmt.Errorf("machine %d: wrote %.20q...", i, line.String())
+				err = fmt.Errorf("machine %d: wrote %.20q", i, line.String())
 			}
 			exits <- err
 		}()

@@ -112,7 +112,7 @@ func (u *UART) receive(ctx context.Context, line io.Reader) error {
 		}
 		switch {
 		case errors.Is(readErr, io.EOF), readErr != nil && ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // neither the end of the input nor that of the line is an error
 		case readErr != nil:
 			return fmt.Errorf("read serial line: %w", readErr)
 		}

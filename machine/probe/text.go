@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 )
@@ -22,7 +23,7 @@ func (r *Report) WriteText(w io.Writer) error {
 			r.Limits.RecommendedVCPUs, r.Limits.MaxVCPUs, r.Limits.MaxVCPUID)
 		fmt.Fprintf(t, "memslots\t%d\n", r.Limits.Memslots)
 	}
-	t.Flush() // into memory: it cannot fail
+	_ = t.Flush() // into memory: it cannot fail
 
 	if len(r.Capabilities) > 0 {
 		fmt.Fprintf(&b, "\n")
@@ -30,14 +31,14 @@ func (r *Report) WriteText(w io.Writer) error {
 		for _, c := range r.Capabilities {
 			value, need := "absent", "optional"
 			if c.Value != 0 {
-				value = fmt.Sprint(c.Value)
+				value = strconv.Itoa(c.Value)
 			}
 			if c.Required {
 				need = "required"
 			}
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", c.Name, value, need, c.Purpose)
 		}
-		t.Flush()
+		_ = t.Flush()
 	}
 
 	fmt.Fprintf(&b, "\n")
