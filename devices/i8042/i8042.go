@@ -113,17 +113,9 @@ func New(cfg Config) *Controller {
 	if cfg.OnReset == nil {
 		cfg.OnReset = func() {}
 	}
-	c := &Controller{cfg: cfg}
-	c.Reset()
-	return c
-}
-
-// Reset puts the controller back to the state of New.
-func (c *Controller) Reset() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.state = state{status: statusNotLocked, port: outputNotReset | outputA20}
+	c := &Controller{cfg: cfg, state: state{status: statusNotLocked, port: outputNotReset | outputA20}}
 	c.state.ram[0] = commandTranslate | commandSystem | commandInterrupt
+	return c
 }
 
 // Data returns the device at [DataPort].
@@ -236,14 +228,14 @@ func (s *state) parameter(v byte) (reset bool) {
 	s.status &^= statusCommand
 	pending := s.pending
 	s.pending = 0
-	switch {
-	case pending == 0:
+	switch pending {
+	case 0:
 		s.answer(keyboardTimeout)
 		s.status |= statusTimeout
-	case pending == 0xd1:
+	case 0xd1:
 		s.port = v &^ outputBufferFull
 		return v&outputNotReset == 0
-	case pending == 0xd2, pending == 0xd3:
+	case 0xd2, 0xd3:
 		s.answer(v)
 	default: // 0x60 to 0x7F
 		s.ram[pending&0x1f] = v

@@ -198,17 +198,6 @@ func TestLinuxRestart(t *testing.T) {
 	require.Equal(t, 1, g.resets)
 }
 
-func TestReset(t *testing.T) {
-	g := newGuest(t)
-	g.out(CommandPort, 0x60)
-	g.out(DataPort, 0x00)
-	g.out(CommandPort, 0xdd)
-	g.out(CommandPort, 0xaa)
-	g.out(CommandPort, 0xd1)
-	g.Reset()
-	require.Equal(t, newGuest(t).state, g.state)
-}
-
 func TestNoCallback(t *testing.T) {
 	c := New(Config{})
 	require.NotPanics(t, func() { c.Command().Write(0, []byte{0xfe}) })

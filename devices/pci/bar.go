@@ -60,7 +60,7 @@ type mapping struct {
 	addr uint64
 }
 
-// AddBAR gives the function a BAR. Its address is zero after a reset.
+// AddBAR gives the function a BAR. Its address is zero until the guest sets it.
 func (f *Function) AddBAR(b BAR) error {
 	fail := func(format string, args ...any) error {
 		return fmt.Errorf("pci BAR %d: %s", b.Index, fmt.Sprintf(format, args...))
@@ -99,7 +99,7 @@ func (f *Function) AddBAR(b BAR) error {
 	}
 	mask := -b.Size // the address bits, of which the guest may choose all
 	le := binary.LittleEndian
-	le.PutUint32(f.initial[regBAR(b.Index):], flags)
+	le.PutUint32(f.state.regs[regBAR(b.Index):], flags)
 	le.PutUint32(f.writable[regBAR(b.Index):], uint32(mask))
 	if b.Kind == Mem64 {
 		le.PutUint32(f.writable[regBAR(b.Index+1):], uint32(mask>>32))

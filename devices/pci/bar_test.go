@@ -200,7 +200,7 @@ func TestHooks(t *testing.T) {
 	m.w32(sampleAt, bar(2), 0xc0001000)
 	m.w32(sampleAt, bar(2), 0xfee00000) // unreachable
 	m.w32(sampleAt, bar(2), 0xc0002000)
-	m.root.Reset()
+	m.w16(sampleAt, command, 0)
 	require.Equal(t, []string{
 		"map 0xc0000000 0x77", "unmap 0xc0000000 0x77",
 		"map 0xc0001000 0x77", "unmap 0xc0001000 0x77",

@@ -19,7 +19,6 @@ type FunctionConfig struct {
 // Function is one PCI function: its configuration space and its BARs. Build it with [NewFunction], [Function.AddBAR] and
 // [Function.AddCapability], from one goroutine; [Root.Add] puts it on the bus, and its shape is fixed from then on.
 type Function struct {
-	initial  [spaceSize]byte // the registers after a reset
 	writable [spaceSize]byte // bits that a guest can change
 	w1c      [spaceSize]byte // bits that a guest clears by writing one
 	bars     [numBARs]*BAR   // by index; nil where there is none, and for the upper half of a 64-bit BAR
@@ -48,13 +47,13 @@ func NewFunction(cfg FunctionConfig) (*Function, error) {
 	}
 	f := &Function{nextCap: headerEnd}
 	le := binary.LittleEndian
-	le.PutUint16(f.initial[regVendorID:], cfg.VendorID)
-	le.PutUint16(f.initial[regDeviceID:], cfg.DeviceID)
-	le.PutUint32(f.initial[regRevisionID:], cfg.Class<<8|uint32(cfg.Revision))
-	le.PutUint16(f.initial[regSubsystem:], cfg.SubsystemVendorID)
-	le.PutUint16(f.initial[regSubsystem+2:], cfg.SubsystemID)
-	f.initial[regInterruptLine] = cfg.InterruptLine
-	f.initial[regInterruptPin] = cfg.InterruptPin
+	le.PutUint16(f.state.regs[regVendorID:], cfg.VendorID)
+	le.PutUint16(f.state.regs[regDeviceID:], cfg.DeviceID)
+	le.PutUint32(f.state.regs[regRevisionID:], cfg.Class<<8|uint32(cfg.Revision))
+	le.PutUint16(f.state.regs[regSubsystem:], cfg.SubsystemVendorID)
+	le.PutUint16(f.state.regs[regSubsystem+2:], cfg.SubsystemID)
+	f.state.regs[regInterruptLine] = cfg.InterruptLine
+	f.state.regs[regInterruptPin] = cfg.InterruptPin
 
 	f.allowCommand(commandBusMaster)
 	le.PutUint16(f.w1c[regStatus:], statusErrors)
@@ -75,7 +74,7 @@ func (f *Function) allowCommand(bits uint16) {
 // Capability is one entry of the capability list (PCI Local Bus 3.0 §6.7).
 type Capability struct {
 	ID   uint8
-	Body []byte // what follows the ID and the next pointer, after a reset
+	Body []byte // what follows the ID and the next pointer, as the guest finds it
 	// Writable and WriteOneToClear have a bit set for each bit of Body that a guest can change, and can clear by
 	// writing one. Either may be shorter than Body: the bits beyond it are read-only.
 	Writable, WriteOneToClear []byte
@@ -92,15 +91,15 @@ func (f *Function) AddCapability(c Capability) (int, error) {
 	case end > conventionalEnd:
 		return 0, fmt.Errorf("pci capability %#02x: %d bytes at %#x: beyond %#x", c.ID, end-off, off, conventionalEnd)
 	}
-	f.initial[off] = c.ID
-	copy(f.initial[off+2:], c.Body)
+	f.state.regs[off] = c.ID
+	copy(f.state.regs[off+2:], c.Body)
 	copy(f.writable[off+2:], c.Writable)
 	copy(f.w1c[off+2:], c.WriteOneToClear)
 	if f.lastCap == 0 {
-		f.initial[regStatus] |= statusCapabilities
-		f.initial[regCapabilities] = uint8(off)
+		f.state.regs[regStatus] |= statusCapabilities
+		f.state.regs[regCapabilities] = uint8(off)
 	} else {
-		f.initial[f.lastCap+1] = uint8(off)
+		f.state.regs[f.lastCap+1] = uint8(off)
 	}
 	f.lastCap = off
 	f.nextCap = (end + 3) &^ 3 // §6.7: capabilities are dword aligned

@@ -92,7 +92,6 @@ func (r *Root) Add(at BDF, f *Function) error {
 	if at.Function() != 0 {
 		// Only function 0 is asked, but hardware agrees with itself (PCI Express Base 5.0 §7.5.1.1.9).
 		for _, g := range []*Function{zero, f} {
-			g.initial[regHeaderType] |= headerMultiFunction
 			g.state.regs[regHeaderType] |= headerMultiFunction
 		}
 	}
@@ -102,22 +101,8 @@ func (r *Root) Add(at BDF, f *Function) error {
 		}
 	}
 	f.attached = true
-	f.state.regs = f.initial
 	r.functions[at] = f
 	return nil
-}
-
-// Reset puts all functions and CONFIG_ADDRESS into the state after power-on, in which no BAR is mapped.
-func (r *Root) Reset() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.address = 0
-	for _, f := range r.functions {
-		if f != nil {
-			f.state.regs = f.initial
-		}
-	}
-	r.remap()
 }
 
 // read fills p from register reg of the function at the given place, with ones where there is none. p lies inside one

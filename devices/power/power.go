@@ -104,7 +104,7 @@ type state struct {
 	sci     bool   // the level of the SCI
 }
 
-// New returns a controller as it is after a reset.
+// New returns a controller as it is when the machine starts.
 func New(cfg Config) *Controller {
 	if cfg.OnPowerOff == nil {
 		cfg.OnPowerOff = func() {}
@@ -129,23 +129,15 @@ func (c *Controller) PressPowerButton() {
 	c.drive()
 }
 
-// Reset puts the registers back to what they are when the machine starts. The timer runs on.
-func (c *Controller) Reset() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.state = state{carries: carries(c.ticks()), sci: c.state.sci}
-	c.drive()
-}
-
-// Serve raises the SCI at the timer's carries, where the guest has enabled that, until ctx ends; then it returns nil.
-// Without it, a carry shows at the guest's next access.
-func (c *Controller) Serve(ctx context.Context) error {
+// Serve raises the SCI at the timer's carries, where the guest has enabled that, until ctx ends. Without it, a carry
+// shows at the guest's next access.
+func (c *Controller) Serve(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-c.wake:
 		case <-timer.C:
 		}

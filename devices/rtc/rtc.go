@@ -78,17 +78,6 @@ func New(cfg Config) *RTC {
 	return r
 }
 
-// Reset does what the machine's reset does to the chip's RESET pin: it disables and clears the interrupts. The time and
-// the RAM stay.
-func (r *RTC) Reset() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.state.update(r.host())
-	r.state.ram[regB] &^= bPeriodic | bAlarm | bUpdate | bSquareWave
-	r.state.ram[regC] = 0
-	r.drive()
-}
-
 // Read implements devices.Device. The index at the first port cannot be read back: it gives all ones.
 func (r *RTC) Read(off uint64, p []byte) {
 	r.mu.Lock()
@@ -125,15 +114,14 @@ func (r *RTC) Write(off uint64, p []byte) {
 // meantime.
 const longestWait = time.Minute
 
-// Serve raises the interrupts that the guest has enabled, until ctx ends; then it returns nil. Without it they come at
-// the guest's next access.
-func (r *RTC) Serve(ctx context.Context) error {
+// Serve raises the interrupts that the guest has enabled, until ctx ends. Without it they come at the guest's next access.
+func (r *RTC) Serve(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-r.wake:
 		case <-timer.C:
 		}

@@ -276,21 +276,14 @@ func TestNonsenseDates(t *testing.T) {
 	}
 }
 
-func TestReset(t *testing.T) {
-	r, h, l := newRTC(instant)
-	set(r, regHours, 0x03)
-	set(r, 0x40, 0x99)
-	set(r, regB, b24Hour|bUpdate|bAlarm|bPeriodic|bSquareWave)
-	h.advance(time.Second)
-	get(r, regD)
-	require.True(t, l.level)
-
-	r.Reset()
+func TestInitialState(t *testing.T) {
+	r, _, l := newRTC(instant)
 	require.False(t, l.level)
+	require.Equal(t, byte(divider32768|rate1024), get(r, regA))
 	require.Equal(t, byte(b24Hour), get(r, regB))
 	require.Zero(t, get(r, regC))
-	require.Equal(t, byte(0x03), get(r, regHours))
-	require.Equal(t, byte(0x99), get(r, 0x40))
+	require.Equal(t, byte(dValid), get(r, regD))
+	require.Zero(t, get(r, 0x40))
 }
 
 func TestDefaults(t *testing.T) {
