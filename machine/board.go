@@ -104,10 +104,15 @@ func (b *board) addDevices() error {
 		b.pio.OnUnclaimed = b.trace.unclaimedPort
 		b.mmio.OnUnclaimed = b.trace.unclaimedMMIO
 	}
-	var err error
-	if b.com1, err = newPolledUART(m.uart, b.vm, b.vcpus[0].VCPU); err != nil {
+	coalesces, err := b.vm.Extension(kvm.CapCoalescedPIO)
+	if err != nil {
 		return err
 	}
+	var ring coalescer
+	if coalesces != 0 {
+		ring = vmCoalescer{vm: b.vm, VCPU: b.vcpus[0].VCPU}
+	}
+	b.com1 = newPolledUART(m.uart, ring)
 	b.rtc = rtc.New(rtc.Config{IRQ: &gsiLine{gsi: rtc.IRQ, vm: b.vm}})
 	b.power = power.New(power.Config{
 		SCI:        &gsiLine{gsi: gsiSCI, vm: b.vm},

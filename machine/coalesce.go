@@ -23,25 +23,39 @@ const (
 	coalesceIdle = 50
 )
 
+// coalescer is what KVM does for a [polledUART]; see package kvm for the methods.
+type coalescer interface {
+	CoalescePorts(port uint16, size uint32, on bool) error
+	HasCoalesced() bool
+	DrainCoalesced(f func(port uint16, data []byte))
+}
+
+// vmCoalescer is the coalescer of a VM.
+type vmCoalescer struct {
+	vm        *kvm.VM
+	*kvm.VCPU // any of the VM's, for the ring that they share
+}
+
+func (c vmCoalescer) CoalescePorts(port uint16, size uint32, on bool) error {
+	return c.vm.CoalescePorts(port, size, on)
+}
+
 // polledUART is COM1 with coalesced output. It implements devices.Device.
 type polledUART struct {
 	uart *serial.UART
-	vm   *kvm.VM
-	ring *kvm.VCPU // any of the VM's, for the ring that they share
-	can  bool      // this KVM can coalesce
+	kvm  coalescer // nil where this KVM cannot coalesce
 
 	// drainMu makes the drained writes come in their order; taken before the UART's lock.
 	drainMu sync.Mutex
 	drained atomic.Uint64 // writes so far
 
-	mu    sync.Mutex // guards armed and the calls that change it; the UART's lock is not held
+	mu    sync.Mutex // guards armed and the calls that change it; taken before the UART's lock
 	armed bool
 	awake chan struct{} // has a token when armed has become true
 }
 
-func newPolledUART(uart *serial.UART, vm *kvm.VM, ring *kvm.VCPU) (*polledUART, error) {
-	n, err := vm.Extension(kvm.CapCoalescedPIO)
-	return &polledUART{uart: uart, vm: vm, ring: ring, can: n != 0, awake: make(chan struct{}, 1)}, err
+func newPolledUART(uart *serial.UART, kvm coalescer) *polledUART {
+	return &polledUART{uart: uart, kvm: kvm, awake: make(chan struct{}, 1)}
 }
 
 // Read implements devices.Device.
@@ -51,7 +65,7 @@ func (d *polledUART) Read(off uint64, p []byte) { d.uart.Read(off, p) }
 // that decides whether there may be a burst.
 func (d *polledUART) Write(off uint64, p []byte) {
 	d.uart.Write(off, p)
-	if !d.can {
+	if d.kvm == nil {
 		return
 	}
 	d.mu.Lock()
@@ -66,7 +80,7 @@ func (d *polledUART) Write(off uint64, p []byte) {
 
 // arm switches coalescing; mu is held. Where KVM refuses, things stay as they are: correct, if with more exits.
 func (d *polledUART) arm(on bool) {
-	if err := d.vm.CoalescePorts(portCOM1, 1, on); err != nil {
+	if err := d.kvm.CoalescePorts(portCOM1, 1, on); err != nil {
 		return
 	}
 	d.armed = on
@@ -80,12 +94,12 @@ func (d *polledUART) arm(on bool) {
 
 // drain hands the UART what KVM has noted. Every vCPU calls it before it handles an exit.
 func (d *polledUART) drain() {
-	if !d.ring.HasCoalesced() {
+	if d.kvm == nil || !d.kvm.HasCoalesced() {
 		return
 	}
 	d.drainMu.Lock()
 	defer d.drainMu.Unlock()
-	d.ring.DrainCoalesced(d.deliver)
+	d.kvm.DrainCoalesced(d.deliver)
 }
 
 func (d *polledUART) deliver(port uint16, data []byte) {
@@ -105,7 +119,7 @@ func (d *polledUART) serve(ctx context.Context) {
 	}
 }
 
-// watch drains while coalescing is on and ends it after a while without a write.
+// watch drains at each tick, and ends coalescing after a while without a write.
 func (d *polledUART) watch(ctx context.Context) {
 	tick := time.NewTicker(coalesceTick)
 	defer tick.Stop()
@@ -123,6 +137,11 @@ func (d *polledUART) watch(ctx context.Context) {
 			idle++
 		}
 	}
+	d.disarm()
+	d.drain() // what the guest wrote since the last tick: nobody will look again
+}
+
+func (d *polledUART) disarm() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.armed {
