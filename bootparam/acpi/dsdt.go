@@ -88,8 +88,8 @@ func interruptRouting(cfg Config) aml.Term {
 	return aml.Package(entries...)
 }
 
-// osc lets the system take over what it asks for of PCI Express native control, but for SHPC hot plug, which no device
-// here has (_OSC; PCI Firmware Specification 3.3 §4.5.1).
+// osc hands over to the system what it asks to control of PCI Express itself, and masks what no device here has, such as
+// SHPC hot plug and latency tolerance reporting (_OSC; PCI Firmware Specification 3.3 §4.5.1).
 func osc() aml.Term {
 	const (
 		uuid = "33db4d5b-1ff7-401c-9657-7441c03dd766"
