@@ -27,12 +27,12 @@ type board struct {
 	m     *Machine
 	vm    *kvm.VM
 	vcpus []*vcpu
+	lines []*gsiLine // all that lead to vm
 	pio   devices.Bus
 	mmio  devices.Bus
 	power *power.Controller
 	rtc   *rtc.RTC
 	com1  *polledUART
-	trace *trace // nil unless Config.Trace
 
 	stopping atomic.Bool   // vCPUs look at it before each entry to the guest
 	ended    chan struct{} // closed with the first outcome
@@ -46,7 +46,6 @@ func (m *Machine) newBoard() (_ *board, err error) {
 	b := &board{m: m, ended: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			m.irq4.connect(nil)
 			b.close()
 		}
 	}()
@@ -74,7 +73,10 @@ func (m *Machine) newBoard() (_ *board, err error) {
 	if err := b.addVCPUs(entry); err != nil {
 		return nil, err
 	}
-	return b, b.addDevices()
+	if err := b.addDevices(); err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // addInterruptControllers makes KVM emulate the PICs, the I/O APIC, the local APICs and the PIT.
@@ -98,11 +100,10 @@ func (b *board) addInterruptControllers() error {
 // addDevices populates the buses.
 func (b *board) addDevices() error {
 	m := b.m
-	m.irq4.connect(b.vm)
-	if m.cfg.Trace {
-		b.trace = newTrace()
-		b.pio.OnUnclaimed = b.trace.unclaimedPort
-		b.mmio.OnUnclaimed = b.trace.unclaimedMMIO
+	b.lead(m.irq4)
+	if m.trace != nil {
+		b.pio.OnUnclaimed = m.trace.unclaimedPort
+		b.mmio.OnUnclaimed = m.trace.unclaimedMMIO
 	}
 	coalesces, err := b.vm.Extension(kvm.CapCoalescedPIO)
 	if err != nil {
@@ -113,9 +114,9 @@ func (b *board) addDevices() error {
 		ring = vmCoalescer{vm: b.vm, VCPU: b.vcpus[0].VCPU}
 	}
 	b.com1 = newPolledUART(m.uart, ring)
-	b.rtc = rtc.New(rtc.Config{IRQ: &gsiLine{gsi: rtc.IRQ, vm: b.vm}})
+	b.rtc = rtc.New(rtc.Config{IRQ: b.lead(&gsiLine{gsi: rtc.IRQ})})
 	b.power = power.New(power.Config{
-		SCI:        &gsiLine{gsi: gsiSCI, vm: b.vm},
+		SCI:        b.lead(&gsiLine{gsi: gsiSCI}),
 		OnPowerOff: func() { b.end(Exit{Reason: PowerOff, Source: "ACPI S5"}, nil) },
 		OnReset:    b.resetBy("ACPI reset register"),
 	})
@@ -159,6 +160,13 @@ func (b *board) addDevices() error {
 	return nil
 }
 
+// lead connects a wire to this board, until its end.
+func (b *board) lead(l *gsiLine) *gsiLine {
+	l.connect(b.vm)
+	b.lines = append(b.lines, l)
+	return l
+}
+
 // resetBy returns what a device calls when the guest has asked it for a reset.
 func (b *board) resetBy(source string) func() {
 	return func() { b.end(Exit{Reason: Reset, Source: source}, nil) }
@@ -185,7 +193,7 @@ func (b *board) load() (bootparam.Entry, error) {
 		Reset:       acpi.Reset{Port: portPM + power.ResetOffset, Value: power.ResetValue},
 		SleepTypeS5: power.SleepTypeS5,
 		ECAM:        acpi.Range{Start: ecamStart, Size: ecamSize},
-		IO:          acpi.Range{Start: portPCIWindow, Size: 0x1_0000 - portPCIWindow},
+		IO:          acpi.Range{Start: portPCIWindow, Size: pciWindowSize},
 		MMIO32:      acpi.Range{Start: pciMMIO32, Size: pciMMIO32Size},
 		MMIO64:      acpi.Range{Start: m.layout.mmio64, Size: m.layout.mmio64Size},
 		INTxGSI:     gsiINTx,
@@ -195,12 +203,12 @@ func (b *board) load() (bootparam.Entry, error) {
 	if err != nil {
 		return bootparam.Entry{}, err
 	}
+	if n := len(tables.Bytes); n > highStart-acpiStart {
+		return bootparam.Entry{}, fmt.Errorf("ACPI tables: %d bytes, more than the %d below 1 MiB", n, highStart-acpiStart)
+	}
 	dst, err := m.mem.Slice(acpiStart, uint64(len(tables.Bytes)))
 	if err != nil {
 		return bootparam.Entry{}, err
-	}
-	if acpiStart+len(dst) > highStart {
-		return bootparam.Entry{}, fmt.Errorf("ACPI tables: %d bytes, more than the %d below 1 MiB", len(dst), highStart-acpiStart)
 	}
 	copy(dst, tables.Bytes)
 
@@ -232,10 +240,6 @@ func configField(in bootparam.Input) string {
 // addVCPUs creates the vCPUs. The first will start at the kernel's entry; the others wait for its INIT and SIPI.
 func (b *board) addVCPUs(entry bootparam.Entry) error {
 	m := b.m
-	host, err := m.sys.SupportedCPUID()
-	if err != nil {
-		return err
-	}
 	tscDeadline, err := m.sys.Extension(kvm.CapTSCDeadlineTimer)
 	if err != nil {
 		return err
@@ -246,7 +250,7 @@ func (b *board) addVCPUs(entry bootparam.Entry) error {
 			return err
 		}
 		b.vcpus = append(b.vcpus, &vcpu{VCPU: v, board: b})
-		if err := v.SetCPUID2(guestCPUID(host, id, m.cfg.CPUs, tscDeadline != 0)); err != nil {
+		if err := v.SetCPUID2(guestCPUID(m.cpuid, id, m.cfg.CPUs, tscDeadline != 0)); err != nil {
 			return err
 		}
 		if err := setBootMSRs(v); err != nil {
@@ -294,6 +298,9 @@ func (b *board) end(exit Exit, err error) {
 
 // close releases KVM's half. It is fine on a board that is built only in part, and no vCPU may run.
 func (b *board) close() {
+	for _, l := range b.lines {
+		l.connect(nil) // someone may press the power button still, or type
+	}
 	for _, v := range b.vcpus {
 		_ = v.Close() // an error of close(2) on KVM's files would leave nothing to do
 	}

@@ -17,6 +17,7 @@ type CrashError struct {
 	Diagnosis   string // what it means and what helps
 	Regs        *kvm.Regs
 	Sregs       *kvm.Sregs // both nil where KVM could not read them
+	Err         error      // what KVM_RUN failed with; nil where it gave an exit
 }
 
 // Error is one line; [CrashError.Detail] has the rest.
@@ -30,6 +31,9 @@ func (e *CrashError) Error() string {
 	}
 	return s
 }
+
+// Unwrap returns Err.
+func (e *CrashError) Unwrap() error { return e.Err }
 
 // Detail is the state of the vCPU in several lines: the instruction's bytes and the registers.
 func (e *CrashError) Detail() string {
@@ -63,7 +67,7 @@ func (e *CrashError) Detail() string {
 // crash ends the board because of an exit that has no answer, or, where err is set, because KVM_RUN itself failed. It
 // runs on the vCPU's own thread, the only one that may ask KVM for its registers.
 func (v *vcpu) crash(err error) {
-	e := &CrashError{CPU: v.ID()}
+	e := &CrashError{CPU: v.ID(), Err: err}
 	if regs, err := v.GetRegs(); err == nil {
 		e.Regs = &regs
 	}
@@ -72,7 +76,7 @@ func (v *vcpu) crash(err error) {
 	}
 	switch reason := v.ExitReason(); {
 	case err != nil:
-		e.What = err.Error()
+		e.What = "KVM_RUN failed: " + err.Error()
 	case reason == kvm.ExitInternalError:
 		internal := v.InternalError()
 		e.What = "KVM internal error: " + internal.Suberror.String()

@@ -27,10 +27,12 @@ import (
 type Machine struct {
 	cfg    Config
 	sys    *kvm.System
+	cpuid  []kvm.CPUIDEntry // what the host offers
 	layout layout
 	mem    *memory.Memory
 	uart   *serial.UART
 	irq4   *gsiLine // COM1's wire, led to each board in turn
+	trace  *trace   // nil unless Config.Trace
 
 	mu     sync.Mutex // guards what follows
 	board  *board     // the board under power; nil between two
@@ -68,15 +70,17 @@ func New(cfg Config) (_ *Machine, err error) {
 	if err := checkHost(m.sys, cfg.CPUs); err != nil {
 		return nil, err
 	}
-	cpuid, err := m.sys.SupportedCPUID()
-	if err != nil {
+	if m.cpuid, err = m.sys.SupportedCPUID(); err != nil {
 		return nil, err
 	}
-	if m.layout, err = newLayout(cfg.Memory, physicalAddressBits(cpuid)); err != nil {
+	if m.layout, err = newLayout(cfg.Memory, physicalAddressBits(m.cpuid)); err != nil {
 		return nil, &ConfigError{Field: "Memory", Err: err}
 	}
 	if m.mem, err = memory.Map(m.layout.ram...); err != nil {
 		return nil, &ConfigError{Field: "Memory", Err: err}
+	}
+	if cfg.Trace {
+		m.trace = newTrace()
 	}
 	m.uart = serial.New(serial.Config{IRQ: m.irq4})
 	if m.first, err = m.newBoard(); err != nil {
@@ -86,7 +90,8 @@ func New(cfg Config) (_ *Machine, err error) {
 }
 
 // Run runs the guest until it powers off or resets (unless [Config.RestartOnReset] is set), until it or its vCPUs
-// break, which gives a [*CrashError], or until ctx ends, which gives [Stopped] and no error. It can be called once.
+// break, which gives a [*CrashError], or until ctx ends, which gives [Stopped]. It can be called once. An error of
+// [Config.Serial] does not end the guest; Run returns it beside the [Exit].
 func (m *Machine) Run(ctx context.Context) (Exit, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -143,7 +148,6 @@ func (m *Machine) serveLine(ctx context.Context) (stop func() error) {
 
 // retire takes the board out of use and keeps its counters.
 func (m *Machine) retire(b *board) {
-	m.irq4.connect(nil)
 	b.close()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -210,7 +214,6 @@ func (m *Machine) Close() error {
 func (m *Machine) release() error {
 	var errs []error
 	if m.first != nil {
-		m.irq4.connect(nil)
 		m.first.close()
 		m.first = nil
 	}

@@ -28,7 +28,7 @@ const (
 	// powerOff enters S5: mov $0x604,%edx; mov $0x3400,%eax; out %ax,%dx; 1: hlt; jmp 1b.
 	powerOff payload = "ba04060000b80034000066ef f4ebfd"
 
-	// The five ways to a reset.
+	// Four ways to a reset.
 	resetACPI     payload = "ba0c060000b001ee f4ebfd" // mov $0x60c,%edx; mov $1,%al; out %al,%dx
 	resetKeyboard payload = "b0fee664 f4ebfd"         // mov $0xfe,%al; out %al,$0x64
 	resetPort92   payload = "b001e692 f4ebfd"         // mov $1,%al; out %al,$0x92
@@ -111,7 +111,7 @@ func (p payload) image() machine.Image {
 	return bytes.NewReader(f.Bytes())
 }
 
-// terminal is the outside of a serial line in memory: the guest's output collects in it, and type_ sends input.
+// terminal is the outside of a serial line in memory: the guest's output collects in it, and what is written to typed is its input.
 type terminal struct {
 	in     *io.PipeReader
 	typed  *io.PipeWriter

@@ -15,7 +15,7 @@ type Stats struct {
 	Exits     map[string]uint64 // exits to user space by KVM's reason
 	Unclaimed uint64            // accesses to ports and addresses where there is nothing
 
-	// The rest only with Config.Trace, the most frequent first.
+	// The rest only with Config.Trace, the most frequent first; of a guest that tries them all, the first 4096.
 	Ports []AccessCount // accesses to each port
 	MMIO  []AccessCount // accesses to each address
 	Holes []AccessCount // those of them that no device claimed
@@ -37,6 +37,9 @@ func (m *Machine) Stats() Stats {
 	if m.board != nil {
 		s.add(m.board.stats())
 	}
+	if m.trace != nil {
+		s.Ports, s.MMIO, s.Holes = m.trace.counts()
+	}
 	return s
 }
 
@@ -49,20 +52,9 @@ func (s *Stats) add(o Stats) {
 		s.Exits[reason] += n
 	}
 	s.Unclaimed += o.Unclaimed
-	s.Ports = mergeCounts(s.Ports, o.Ports)
-	s.MMIO = mergeCounts(s.MMIO, o.MMIO)
-	s.Holes = mergeCounts(s.Holes, o.Holes)
 }
 
-func mergeCounts(a, b []AccessCount) []AccessCount {
-	sum := make(map[AccessCount]uint64)
-	for _, c := range slices.Concat(a, b) {
-		sum[AccessCount{Addr: c.Addr, Port: c.Port}] += c.Count
-	}
-	return sortCounts(sum)
-}
-
-// sortCounts lists sum's entries, whose keys have no Count, by how often.
+// sortCounts lists sum's entries, whose keys have no Count, by how often, then by address, ports before memory.
 func sortCounts(sum map[AccessCount]uint64) []AccessCount {
 	var out []AccessCount
 	for c, n := range sum {
@@ -70,7 +62,13 @@ func sortCounts(sum map[AccessCount]uint64) []AccessCount {
 		out = append(out, c)
 	}
 	slices.SortFunc(out, func(a, b AccessCount) int {
-		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Addr, b.Addr))
+		if c := cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Addr, b.Addr)); c != 0 || a.Port == b.Port {
+			return c
+		}
+		if a.Port {
+			return -1
+		}
+		return 1
 	})
 	return out
 }
@@ -84,6 +82,7 @@ func (c *exitCounters) count(r kvm.ExitReason) {
 	}
 }
 
+// stats returns the board's own counts: all but the trace's.
 func (b *board) stats() Stats {
 	s := Stats{Exits: make(map[string]uint64), Unclaimed: b.pio.Unclaimed() + b.mmio.Unclaimed()}
 	for _, v := range b.vcpus {
@@ -93,16 +92,13 @@ func (b *board) stats() Stats {
 			}
 		}
 	}
-	if b.trace != nil {
-		s.Ports, s.MMIO, s.Holes = b.trace.counts()
-	}
 	return s
 }
 
 // maxTraced bounds the addresses that a trace counts one by one: the guest chooses them.
 const maxTraced = 4096
 
-// trace counts accesses by address.
+// trace counts accesses by address. It outlives the boards, so that its bound holds over all resets.
 type trace struct {
 	mu       sync.Mutex // guards the maps
 	accesses map[AccessCount]uint64

@@ -56,8 +56,8 @@ func (v *vcpu) handle() {
 	switch v.ExitReason() {
 	case kvm.ExitIO:
 		io := v.IO()
-		if b.trace != nil {
-			b.trace.port(io.Port, io.Count)
+		if b.m.trace != nil {
+			b.m.trace.port(io.Port, io.Count)
 		}
 		// A string instruction (rep outsb) comes as one exit with the elements side by side.
 		for p := io.Data; len(p) >= io.Size && io.Size > 0; p = p[io.Size:] {
@@ -69,8 +69,8 @@ func (v *vcpu) handle() {
 		}
 	case kvm.ExitMMIO:
 		mmio := v.MMIO()
-		if b.trace != nil {
-			b.trace.mmio(mmio.Addr)
+		if b.m.trace != nil {
+			b.m.trace.mmio(mmio.Addr)
 		}
 		if mmio.Write {
 			b.mmio.Write(mmio.Addr, mmio.Data)
