@@ -189,7 +189,7 @@ func TestSideBySide(t *testing.T) {
 	for i := range n {
 		line := newTerminal()
 		m := boot(t, echo, func(c *machine.Config) { c.Serial = line })
-		text := strings.Repeat(strconv.Itoa(i), 1000) + "q"
+		text := strings.Repeat(strconv.Itoa(i), 200) + "q"
 		go func() { _, _ = io.WriteString(line.typed, text) }()
 		go func() {
 			_, err := m.Run(t.Context())

@@ -12,10 +12,10 @@ import (
 // where the guest-physical and the host's virtual address agree below it.
 const hugePage = 2 << 20
 
-// Map maps fresh anonymous host memory for each range, whose size must be a multiple of the host's pages. No page is touched: the host gives memory only as the guest
-// writes to it, and none is reserved ahead (MAP_NORESERVE), so that a guest larger than the host starts, as it does
-// under other monitors. The host may back it with huge pages, which makes first touches and page walks of the guest
-// several times cheaper.
+// Map maps fresh anonymous host memory for each range, whose size must be a multiple of the host's pages. No page is
+// touched: the host gives memory only as the guest writes to it, and none is reserved ahead (MAP_NORESERVE), so that a
+// guest larger than the host starts, as it does under other monitors. The host may back it with huge pages, which makes
+// first touches and page walks of the guest several times cheaper.
 func Map(ranges ...Range) (*Memory, error) {
 	m := &Memory{mapped: true}
 	for _, r := range ranges {

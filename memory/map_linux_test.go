@@ -1,7 +1,6 @@
 package memory
 
 import (
-	"errors"
 	"os"
 	"slices"
 	"strconv"
@@ -104,7 +103,7 @@ func TestMapErrors(t *testing.T) {
 			require.EqualError(t, err, tt.want)
 			require.Nil(t, m)
 			if tt.is != nil {
-				require.True(t, errors.Is(err, tt.is))
+				require.ErrorIs(t, err, tt.is)
 			}
 			require.Equal(t, before, notDumped(t), "something stays mapped")
 		})
