@@ -29,11 +29,11 @@ bin/lab bin/fetch-kernel:
 	@go build -o $@ ./scripts/$(notdir $@)
 
 boot: build out/u-root.cpio bin/lab bin/fetch-kernel ## boot a Debian kernel (KERNEL=6.1) to a shell; ends with poweroff, or Ctrl-A x
-	@scripts/boot $(KERNEL)
+	@exec scripts/boot $(KERNEL)
 
 lab: build out/u-root.cpio bin/lab ## a shell on a machine with a true KVM, or CMD='...' there, with FILES='a b' in /lab; TIMEOUT=10m
 	@scripts/setup qemu-system-x86
-	@bin/lab -timeout $(TIMEOUT) $(FILES:%=-file %) -- "$$LAB_CMD"
+	@exec bin/lab -timeout $(TIMEOUT) $(FILES:%=-file %) -- "$$LAB_CMD"
 
 test: test-unit test-e2e ## all tests
 

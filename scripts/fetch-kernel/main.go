@@ -21,23 +21,30 @@ import (
 func main() {
 	printPath := flag.Bool("print", false, "print the path of each kernel's bzImage on standard output")
 	flag.Parse()
+	if err := fetch(flag.Args(), *printPath); err != nil {
+		fmt.Fprintf(os.Stderr, "fetch-kernel: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func fetch(series []string, printPath bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	for _, series := range flag.Args() {
-		k, err := debian.Cloud(ctx, series)
+	for _, s := range series {
+		k, err := debian.Cloud(ctx, s)
 		if err != nil {
-			fmt.Fprintf(os.Stderr, "fetch-kernel: %v\n", err)
-			os.Exit(1)
+			return err
 		}
 		did := "found in the cache"
 		if k.Fetched {
 			did = "fetched"
 		}
-		if *printPath {
+		if printPath {
 			fmt.Println(k.Image)
 		}
-		if k.Fetched || !*printPath {
+		if k.Fetched || !printPath {
 			fmt.Fprintf(os.Stderr, "kernel %s: %s: %s\n", k.Release, did, k.Image)
 		}
 	}
+	return nil
 }

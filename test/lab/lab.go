@@ -23,6 +23,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -64,7 +65,8 @@ type Lab struct {
 	last     uint32
 	failure  error // why there are no more frames
 
-	reader chan struct{} // closed when the reading of frames has ended
+	reader  chan struct{} // closed when the reading of frames has ended
+	beating sync.WaitGroup
 }
 
 // session is the host's side of a command.
@@ -94,7 +96,7 @@ func Start(ctx context.Context, cfg Config) (_ *Lab, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lab's initramfs: %w", err)
 	}
-	defer os.Remove(initrd) // QEMU has read it before the first command
+	defer func() { _ = os.Remove(initrd) }() // QEMU has read it before the first command
 	m, port, err := startMachine(ctx, &cfg, kernel.Image, initrd)
 	if err != nil {
 		return nil, err
@@ -114,6 +116,7 @@ func Start(ctx context.Context, cfg Config) (_ *Lab, err error) {
 	}
 	l.release = string(hello.Payload)
 	go l.read(ctx)
+	l.beating.Go(l.beat)
 	return l, nil
 }
 
@@ -125,6 +128,26 @@ func (l *Lab) Close() {
 	l.machine.stop()
 	_ = l.port.Close()
 	<-l.reader
+	l.beating.Wait()
+}
+
+// beat keeps L1 alive. QEMU's vCPU thread changes the CPU's set of pending interrupts without a lock when a nested guest is
+// entered or left, and an interrupt that QEMU raises from another thread at that moment is lost: pending in the local APIC,
+// and the CPU asleep. L1 waits for its next timer interrupt then, for ever, as the lost one was it. Any later interrupt
+// heals that, so a frame that means nothing brings one every little while.
+func (l *Lab) beat() {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.reader:
+			return
+		case <-tick.C:
+			if l.conn.Write(wire.Beat, 0, nil) != nil {
+				return // the reader learns why
+			}
+		}
+	}
 }
 
 // read hands the frames that come to their sessions.

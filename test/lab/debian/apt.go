@@ -55,7 +55,11 @@ func lock(ctx context.Context, cache, name string) (func(), error) {
 		}
 		return func() { _ = f.Close() }, nil
 	case <-ctx.Done():
-		go func() { <-locked; _ = f.Close() }() // whenever the other lets go
+		go func() { // whenever the other lets go
+			if <-locked == nil {
+				_ = f.Close()
+			}
+		}()
 		return nil, fmt.Errorf("lock %s: %w", path, ctx.Err())
 	}
 }
@@ -158,10 +162,10 @@ func lastLine(s string) string {
 	return ": " + s[strings.LastIndexByte(s, '\n')+1:]
 }
 
-// install makes the cache's entry name, a folder or a link, unless it is there: make is given apt and a folder to
-// fill, which becomes the entry whole or not at all. With refreshed lists it is tried a second time: the machine's may
+// install makes the cache's entry name, a folder, unless it is there: fill is given apt and a folder,
+// which becomes the entry when it is filled, whole or not at all. With refreshed lists it is tried a second time: the machine's may
 // be missing, or name files that the archive has dropped.
-func install(ctx context.Context, name string, make func(a *apt, dir string) error) (path string, fetched bool, err error) {
+func install(ctx context.Context, name string, fill func(a *apt, dir string) error) (path string, fetched bool, err error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return "", false, err
@@ -187,7 +191,7 @@ func install(ctx context.Context, name string, make func(a *apt, dir string) err
 		if err := os.Chmod(dir, 0o755); err != nil {
 			return err
 		}
-		if err := make(a, dir); err != nil {
+		if err := fill(a, dir); err != nil {
 			return err
 		}
 		return os.Rename(dir, path)

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// Default, as a series, is the kernel that Debian's release gives to clouds: the one that linux-image-cloud-amd64
+// Default is, as a series, the kernel that Debian's release gives to clouds: the one that linux-image-cloud-amd64
 // depends on.
 const Default = "default"
 

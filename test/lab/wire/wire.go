@@ -33,6 +33,7 @@ const (
 	Resize                 // host: a Size, as JSON
 	Signal                 // host: one byte, the signal for the command's process group
 	Exit                   // agent: a Result, as JSON
+	Beat                   // host: nothing; the agent ignores it
 )
 
 // MaxPayload bounds a frame's payload.
