@@ -40,9 +40,9 @@ func startMachine(ctx context.Context, cfg *Config, kernel, initrd string) (*mac
 	const portFD = 3 // the first of ExtraFiles
 	commandLine := "console=ttyS0 panic=-1 reboot=t quiet mitigations=off"
 	args := []string{
-		// Without AVX and PKU: TCG does not show KVM a guest's XSETBV, so that the guest of a KVM in TCG that has more
-		// than x87 and SSE state to save finds CPUID at odds with it, and complains.
-		"-machine", "q35", "-accel", "tcg", "-cpu", "max,-avx,-pku", "-smp", "1",
+		// Without XSAVE: TCG does not tell KVM of its guest's XSETBV, so that KVM gives the guest back an XCR0 that it did
+		// not set, and the guest's XRSTOR fails.
+		"-machine", "q35", "-accel", "tcg", "-cpu", "max,-xsave", "-smp", "1",
 		"-m", strconv.FormatUint(cfg.Memory>>20, 10) + "M",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-device", "virtio-serial-pci",
