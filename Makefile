@@ -45,7 +45,7 @@ test-kvm: ## the tests that run payloads on /dev/kvm, which has to be there
 
 test-e2e: build out/u-root.cpio ## boot guests, in the nested lab where this machine's KVM can't
 	@scripts/setup qemu-system-x86
-	go test -count=1 $(E2E) ./test/...
+	go test -count=1 -p 1 $(E2E) ./test/...
 
 fuzz: ## run each fuzz target for FUZZTIME=30s
 	@scripts/fuzz $(FUZZTIME)
