@@ -1,0 +1,202 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vmm/test/lab"
+)
+
+// timeLimit is for one process. A boot takes a second on real hardware, and some ten in the lab.
+const timeLimit = 4 * time.Minute
+
+// process is a program that runs on a host, and the conversation with it: a vmm with its guest's console, as a rule.
+type process struct {
+	t    *testing.T
+	host *host
+	ctx  context.Context
+
+	stdin       *io.PipeWriter
+	out, errors *transcript
+	pid         string
+
+	ended  chan struct{} // closed after status and err are set
+	status int
+	err    error
+
+	read    int // how much of out the conversation has got through
+	markers int // how many it has used
+}
+
+// start runs the program until the test's end at the latest. A test that fails shows the end of what it has printed.
+func (h *host) start(t *testing.T, args ...string) *process {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), timeLimit)
+	stdin, typist := io.Pipe()
+	p := &process{
+		t: t, host: h, ctx: ctx, stdin: typist, ended: make(chan struct{}),
+		out: newTranscript(), errors: newTranscript(),
+	}
+	cmd := &lab.Cmd{
+		Args: append([]string{"/bin/sh", "-c", `echo $$ >&2; exec "$0" "$@"`}, args...), Dir: "/tmp",
+		Stdin: stdin, Stdout: p.out, Stderr: p.errors,
+	}
+	go func() {
+		defer close(p.ended)
+		p.status, p.err = h.Run(ctx, cmd)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		_ = typist.Close()
+		<-p.ended
+		if t.Failed() {
+			t.Logf("%s\nprinted last:\n%s\nand on standard error:\n%s", strings.Join(args, " "), p.out.tail(), p.errors.tail())
+		}
+	})
+	end, ok := p.await(p.errors, 0, "\n")
+	require.True(t, ok, "no process: %v", p.err)
+	p.pid = strings.TrimSpace(p.errors.from(0)[:end])
+	return p
+}
+
+// boot starts vmm with the arguments, the standard initramfs, and waits for the guest's shell.
+func (h *host) boot(t *testing.T, kernel string, args ...string) *process {
+	t.Helper()
+	p := h.start(t, append([]string{h.vmm(), "-kernel", h.kernel(kernel), "-initrd", h.initramfs()}, args...)...)
+	p.login()
+	return p
+}
+
+const prompt = "/ # "
+
+// login waits for the shell's prompt, and keeps the kernel from printing between its answers.
+func (p *process) login() {
+	p.t.Helper()
+	p.expect(prompt)
+	p.sh("echo 1 >/proc/sys/kernel/printk")
+}
+
+// await waits until text is in what the transcript has from offset on, and returns where it ends there. It is false if
+// the process ends or its time is up.
+func (p *process) await(tr *transcript, offset int, text string) (int, bool) {
+	for {
+		changed := tr.next()
+		if i := strings.Index(tr.from(offset), text); i >= 0 {
+			return i + len(text), true
+		}
+		select {
+		case <-changed:
+		case <-p.ended:
+			i := strings.Index(tr.from(offset), text) // what came last
+			return i + len(text), i >= 0
+		}
+	}
+}
+
+// expect waits until the process has printed text, and returns what came before it.
+func (p *process) expect(text string) string {
+	p.t.Helper()
+	end, ok := p.await(p.out, p.read, text)
+	if !ok {
+		p.t.Fatalf("no %q before the end of the process: status %d, %v", text, p.status, p.err)
+	}
+	before := p.out.from(p.read)[:end-len(text)]
+	p.read += end
+	return before
+}
+
+// send types text.
+func (p *process) send(text string) {
+	p.t.Helper()
+	_, err := io.WriteString(p.stdin, text)
+	require.NoError(p.t, err)
+}
+
+// sh has the guest's shell run the command, and returns what it prints and its status.
+func (p *process) try(command string) (output string, status int) {
+	p.t.Helper()
+	p.markers++
+	// The echo of what is typed has the quotes, and so isn't taken for the output.
+	p.send(fmt.Sprintf("echo begin''-%d; %s; echo end''-%d $?\n", p.markers, command, p.markers))
+	p.expect(fmt.Sprintf("begin-%d\r\n", p.markers))
+	output = p.expect(fmt.Sprintf("end-%d ", p.markers))
+	status, err := strconv.Atoi(strings.TrimSpace(p.expect("\n")))
+	require.NoError(p.t, err)
+	p.expect(prompt)
+	return strings.ReplaceAll(output, "\r\n", "\n"), status
+}
+
+// sh is try for commands that succeed.
+func (p *process) sh(command string) string {
+	p.t.Helper()
+	output, status := p.try(command)
+	require.Zero(p.t, status, "%s\n%s", command, output)
+	return output
+}
+
+// wait waits for the process's end and returns its exit status.
+func (p *process) wait() int {
+	p.t.Helper()
+	<-p.ended
+	require.NoError(p.t, p.err)
+	return p.status
+}
+
+// end has the guest run its last command, and returns vmm's exit status.
+func (p *process) end(command string) int {
+	p.t.Helper()
+	p.send(command + "\n")
+	return p.wait()
+}
+
+// signal sends the process a signal, by its name.
+func (p *process) signal(name string) {
+	p.t.Helper()
+	p.host.output(p.t, "kill -"+name+" "+p.pid)
+}
+
+// transcript keeps what a process prints.
+type transcript struct {
+	mu      sync.Mutex // guards the fields below
+	text    []byte
+	changed chan struct{} // closed, and replaced, at each change
+}
+
+func newTranscript() *transcript { return &transcript{changed: make(chan struct{})} }
+
+func (tr *transcript) Write(b []byte) (int, error) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.text = append(tr.text, b...)
+	close(tr.changed)
+	tr.changed = make(chan struct{})
+	return len(b), nil
+}
+
+// next returns what is closed at the next change.
+func (tr *transcript) next() <-chan struct{} {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	return tr.changed
+}
+
+func (tr *transcript) from(offset int) string {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	return string(tr.text[offset:])
+}
+
+func (tr *transcript) tail() string {
+	const most = 6 << 10
+	text := []byte(tr.from(0))
+	return string(bytes.TrimSpace(text[max(0, len(text)-most):]))
+}
