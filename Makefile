@@ -12,7 +12,7 @@ export LAB_CMD := $(value CMD)
 
 export CGO_ENABLED = 0
 .DEFAULT_GOAL = help
-.PHONY: help build initramfs boot lab test test-unit test-kvm test-e2e fuzz lint fmt check setup clean bin/lab bin/fetch-kernel
+.PHONY: help build initramfs boot lab test test-unit test-kvm test-e2e bench fuzz lint fmt check setup clean bin/lab bin/fetch-kernel
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,10 @@ test-kvm: ## the tests that run payloads on /dev/kvm, which has to be there
 test-e2e: build out/u-root.cpio ## boot guests, in the nested lab where this machine's KVM can't
 	@scripts/setup qemu-system-x86
 	go test -count=1 -p 1 $(E2E) ./test/...
+
+bench: build out/u-root.cpio ## measure vmm beside QEMU and write docs/benchmarks.md: 10 minutes, on a quiet machine; as root on its own KVM too
+	@scripts/setup qemu-system-x86
+	go run ./test/bench
 
 fuzz: ## run each fuzz target for FUZZTIME=30s
 	@scripts/fuzz $(FUZZTIME)

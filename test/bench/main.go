@@ -1,0 +1,211 @@
+// Command bench measures vmm beside QEMU, prints the figures and writes them into docs/benchmarks.md, which explains them:
+//
+//	bench [-starts 9] [-boots 5] [-o docs/benchmarks.md]
+//
+// On this machine's KVM it measures all that this KVM can run, as root, for the kernel's tracing belongs to root; what is
+// left, in the nested lab. It wants bin/vmm and out/u-root.cpio built, and QEMU installed.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmm/test/bench/measure"
+	"vmm/test/lab"
+	"vmm/test/lab/cpio"
+	"vmm/test/lab/debian"
+)
+
+func main() {
+	var b bench
+	flag.IntVar(&b.starts, "starts", 9, "timed starts of each monitor with each kernel")
+	flag.IntVar(&b.boots, "boots", 5, "timed boots of each monitor with each kernel")
+	output := flag.String("o", "docs/benchmarks.md", "write the results into this `page`; nowhere if empty")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
+	err := b.main(ctx, *output)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// bench is one run of the command.
+type bench struct {
+	starts, boots int
+
+	qemu         string // the program
+	dir          string // for what is made for this run
+	runner, init string // files in dir
+}
+
+func (b *bench) main(ctx context.Context, page string) (err error) {
+	if b.qemu, err = exec.LookPath(lab.DefaultQEMU); err != nil {
+		return fmt.Errorf("%w: QEMU is what is compared with: scripts/setup qemu-system-x86 installs it, as root", err)
+	}
+	if b.dir, err = os.MkdirTemp("", "bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.dir)
+	if err := b.build(ctx); err != nil {
+		return err
+	}
+	r := results{Time: time.Now().UTC(), Starts: b.starts, Boots: b.boots}
+	if r.Machine, err = describeMachine(ctx, b.qemu); err != nil {
+		return err
+	}
+	whole := exec.CommandContext(ctx, "bin/vmm", "probe").Run() == nil // stock kernels run on this machine's KVM
+	if err := unix.Access("/dev/kvm", unix.R_OK|unix.W_OK); err != nil || os.Getuid() != 0 {
+		fmt.Fprintln(os.Stderr, "bench: this machine's own KVM is not measured: it takes /dev/kvm and root, for tracing")
+		whole = false
+	} else if r.Own, err = b.measureHere(ctx, whole); err != nil {
+		return err
+	}
+	if !whole {
+		if r.Lab, err = b.measureInLab(ctx); err != nil {
+			return err
+		}
+	}
+	raw, err := json.MarshalIndent(&r, "", "\t")
+	if err != nil {
+		return err
+	}
+	text := r.markdown()
+	_, err = io.WriteString(os.Stdout, text)
+	err = errors.Join(err, os.WriteFile("out/bench.json", append(raw, '\n'), 0o644))
+	if page != "" {
+		err = errors.Join(err, rewrite(page, text))
+	}
+	return err
+}
+
+// build makes the runner, and the initramfs that holds the guest's init and nothing else.
+func (b *bench) build(ctx context.Context) error {
+	b.runner, b.init = filepath.Join(b.dir, "runner"), filepath.Join(b.dir, "init.cpio")
+	program := filepath.Join(b.dir, "init")
+	for path, pkg := range map[string]string{b.runner: "vmm/test/bench/runner", program: "vmm/test/bench/init"} {
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w: %s", pkg, err, bytes.TrimSpace(out))
+		}
+	}
+	f, err := os.Create(b.init)
+	if err != nil {
+		return err
+	}
+	w := cpio.NewWriter(f)
+	w.CharDevice("dev/console", 0o600, 5, 1) // init's standard streams
+	err = w.Tree("init", program)
+	return errors.Join(err, w.Close(), f.Close())
+}
+
+// plan returns what is the same here and in the lab, with the paths of here.
+func (b *bench) plan() *measure.Plan {
+	return &measure.Plan{
+		VMM: "bin/vmm", QEMU: b.qemu, QEMUCPU: "host", Memory: 1 << 30, Initrd: "out/u-root.cpio", Init: b.init,
+		StartRuns: b.starts, BootRuns: b.boots,
+	}
+}
+
+// measureHere measures on this machine's KVM: all, or where it can't run stock kernels, what comes before their first
+// instruction.
+func (b *bench) measureHere(ctx context.Context, whole bool) (*measure.Report, error) {
+	p := b.plan()
+	for i, series := range lab.Series() {
+		kernel, err := debian.Cloud(ctx, series)
+		if err != nil {
+			return nil, err
+		}
+		image := measure.Kernel{Name: "vmlinuz-" + series, Path: kernel.Image}
+		if i == 0 {
+			p.Starts = []measure.Kernel{image, {Name: "vmlinux-" + series, Path: kernel.ELF}}
+		}
+		if whole {
+			p.Boots = append(p.Boots, image)
+		}
+	}
+	if !whole {
+		p.QEMUCPU = "host,-arch-capabilities" // a KVM in software refuses that MSR, which QEMU doesn't bear
+	}
+	input, err := json.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintln(os.Stderr, "bench: on this machine's KVM")
+	cmd := exec.CommandContext(ctx, b.runner)
+	// An interrupt is for the runner as well, which has something to clean up.
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	var out bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &out, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("measure on this machine: %w", err)
+	}
+	return decode(&out)
+}
+
+// measureInLab measures all in the nested lab.
+func (b *bench) measureInLab(ctx context.Context) (*measure.Report, error) {
+	files, err := lab.Standard(ctx, ".", lab.Series()...)
+	if err != nil {
+		return nil, err
+	}
+	qemu, err := qemuFiles(ctx, b.qemu)
+	if err != nil {
+		return nil, err
+	}
+	p := b.plan()
+	p.VMM, p.Initrd, p.Init = "/usr/local/bin/vmm", "/boot/u-root.cpio", "/lab/init.cpio"
+	for i, series := range lab.Series() {
+		image := measure.Kernel{Name: "vmlinuz-" + series, Path: "/boot/vmlinuz-" + series}
+		if i == 0 {
+			p.Starts = []measure.Kernel{image, {Name: "vmlinux-" + series, Path: "/boot/vmlinux-" + series}}
+		}
+		p.Boots = append(p.Boots, image)
+	}
+	input, err := json.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(files, qemu)
+	files["/lab/runner"], files[p.Init] = b.runner, b.init
+	fmt.Fprintln(os.Stderr, "bench: in the nested lab")
+	l, err := lab.Start(ctx, lab.Config{Files: files})
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	var out bytes.Buffer
+	status, err := l.Run(ctx, &lab.Cmd{
+		Args: []string{"/lab/runner"}, Stdin: bytes.NewReader(input), Stdout: &out, Stderr: os.Stderr,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if status != 0 {
+		return nil, fmt.Errorf("measure in the lab: exit status %d", status)
+	}
+	return decode(&out)
+}
+
+func decode(r io.Reader) (*measure.Report, error) {
+	var report measure.Report
+	if err := json.NewDecoder(r).Decode(&report); err != nil {
+		return nil, fmt.Errorf("the runner's report: %w", err)
+	}
+	return &report, nil
+}
