@@ -14,7 +14,7 @@ import (
 // printStats prints what -debug promises.
 func printStats(w io.Writer, s machine.Stats) {
 	out := bufio.NewWriter(w)
-	defer out.Flush()
+	defer func() { _ = out.Flush() }() // as with any message: where it goes to is not ours to mend
 	fmt.Fprintln(out, "vmm: exits to user space by reason:")
 	for _, reason := range slices.SortedFunc(maps.Keys(s.Exits), func(a, b string) int {
 		return cmp.Or(cmp.Compare(s.Exits[b], s.Exits[a]), cmp.Compare(a, b))

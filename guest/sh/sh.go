@@ -38,6 +38,8 @@ func main() {
 		status = 1
 	}
 	if os.Getppid() == 1 && *command == "" && flag.NArg() == 0 {
+		fmt.Fprintln(os.Stderr, "sh: the last shell has ended: powering off")
+		_ = unix.IoctlSetInt(unix.Stderr, unix.TCSBRK, 1) // tcdrain(3): what waits in the terminal would be lost
 		unix.Sync()
 		err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 		fmt.Fprintf(os.Stderr, "sh: power off: %v\n", err) // it returns only with an error

@@ -45,11 +45,11 @@ func OpenFile(path string) (*File, error) {
 func openOrCreate(path string) (fd int, created bool, err error) {
 	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
 	fd, err = ignoringEINTR(func() (int, error) { return unix.Open(path, flags|unix.O_CREAT|unix.O_EXCL, 0o600) })
-	if err != unix.EEXIST {
+	if !errors.Is(err, unix.EEXIST) {
 		return fd, err == nil, err
 	}
 	fd, err = ignoringEINTR(func() (int, error) { return unix.Open(path, flags, 0) })
-	if err == unix.ENXIO {
+	if errors.Is(err, unix.ENXIO) {
 		err = errors.New("nothing reads from it")
 	}
 	return fd, false, err
@@ -88,7 +88,7 @@ func (f *File) remove() {
 
 func ignoringEINTR(open func() (int, error)) (int, error) {
 	for {
-		if fd, err := open(); err != unix.EINTR {
+		if fd, err := open(); !errors.Is(err, unix.EINTR) {
 			return fd, err
 		}
 	}

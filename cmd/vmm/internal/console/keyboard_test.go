@@ -1,6 +1,7 @@
 package console
 
 import (
+	"errors"
 	"io"
 	"os"
 	"strings"
@@ -19,7 +20,7 @@ func TestKeyboardBreakKeepsItsPlace(t *testing.T) {
 	for {
 		n, err := k.Read(p)
 		got.Write(p[:n])
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		require.NoError(t, err)

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"errors"
 	"io"
 	"os"
 	"sync"
@@ -45,7 +46,7 @@ func (d *descriptors) Read(p []byte) (int, error) {
 		}
 		n, err := unix.Read(d.in, p)
 		switch {
-		case err == unix.EINTR || err == unix.EAGAIN:
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue
 		case err != nil:
 			return 0, os.NewSyscallError("read", err)
@@ -72,7 +73,7 @@ func (d *descriptors) Write(p []byte) (int, error) {
 		}
 		n, err := unix.Write(d.out, p[written:min(len(p), written+maxWrite)])
 		switch {
-		case err == unix.EINTR || err == unix.EAGAIN:
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue
 		case err != nil:
 			return written, os.NewSyscallError("write", err)

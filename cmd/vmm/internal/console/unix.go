@@ -69,7 +69,7 @@ func lockDir(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, bare(err))
 	}
-	for end := time.Now().Add(lockPatience); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(lockPatience); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // flock(2) has no time limit, nor an event for one
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return func() { _ = f.Close() }, nil
