@@ -34,7 +34,7 @@ type process struct {
 	err    error
 
 	read    int // how much of out the conversation has got through
-	markers int // how many it has used
+	markers int // how many it has used to tell the answers from the rest
 }
 
 // start runs the program until the test's end at the latest. A test that fails shows the end of what it has printed.
@@ -68,12 +68,19 @@ func (h *host) start(t *testing.T, args ...string) *process {
 	return p
 }
 
-// boot starts vmm with the arguments, the standard initramfs, and waits for the guest's shell.
+// boot starts vmm with the kernel, the standard initramfs and these arguments, and waits for the guest's shell.
 func (h *host) boot(t *testing.T, kernel string, args ...string) *process {
 	t.Helper()
 	p := h.start(t, append([]string{h.vmm(), "-kernel", h.kernel(kernel), "-initrd", h.initramfs()}, args...)...)
 	p.login()
 	return p
+}
+
+// during makes t the test that the conversation fails, until t's end.
+func (p *process) during(t *testing.T) {
+	outer := p.t
+	p.t = t
+	t.Cleanup(func() { p.t = outer })
 }
 
 const prompt = "/ # "
@@ -121,7 +128,7 @@ func (p *process) send(text string) {
 	require.NoError(p.t, err)
 }
 
-// sh has the guest's shell run the command, and returns what it prints and its status.
+// try has the guest's shell run the command, and returns what it prints and its status.
 func (p *process) try(command string) (output string, status int) {
 	p.t.Helper()
 	p.markers++

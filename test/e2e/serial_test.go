@@ -1,0 +1,148 @@
+package e2e
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestSerialStress moves more through the serial line than any of its buffers holds.
+func TestSerialStress(t *testing.T) {
+	h := kvmHost(t)
+	g := h.boot(t, "vmlinuz-6.12", "-append", "quiet", "-mem", "256M")
+
+	t.Run("64 KiB pasted through a cat", func(t *testing.T) {
+		g.during(t)
+		var text strings.Builder
+		for i := 0; text.Len() < 64<<10; i++ {
+			fmt.Fprintf(&text, "%06d the quick brown fox jumps over the lazy dog, a line of 64 bytes.\n", i)
+		}
+		g.send("stty ~echo >/dev/null; echo go''; tee /pasted | cat; echo after''wards\n")
+		g.expect("go\r\n")
+		g.send(text.String())
+		const endOfTransmission = "\x04"
+		g.send(endOfTransmission)
+		requireSame(t, text.String(), strings.ReplaceAll(g.expect("afterwards\r\n"), "\r\n", "\n"))
+		g.expect(prompt)
+		g.sh("stty echo >/dev/null")
+		require.Equal(t, strconv.Itoa(text.Len()), strings.TrimSpace(g.sh("wc -c </pasted")))
+	})
+	t.Run("each byte value", func(t *testing.T) {
+		g.during(t)
+		var all strings.Builder
+		for i := range 8 << 10 {
+			all.WriteByte(byte(i * 7 >> (i >> 8 & 1))) // in an order that is not the same from block to block
+		}
+		g.send("stty raw; echo go''; head -c 8192; echo after''wards\n")
+		g.expect("go\n")
+		g.send(all.String())
+		requireSame(t, all.String(), g.expect("afterwards\n"))
+		g.expect(prompt)
+		g.sh("stty icrnl opost onlcr echo icanon isig >/dev/null")
+	})
+	t.Run("output", func(t *testing.T) {
+		g.during(t)
+		// The lab emulates some 10,000 exits a second, and each 16 characters take several.
+		last := 200_000 // 1.3 MB
+		if h.emulated() {
+			last = 20_000
+		}
+		var want strings.Builder
+		for i := range last {
+			fmt.Fprintln(&want, i+1)
+		}
+		requireSame(t, want.String(), g.sh(fmt.Sprintf("seq 1 %d", last)))
+	})
+	checkLog(t, g)
+	require.Zero(t, g.end("poweroff"))
+}
+
+// requireSame compares long texts, of which it shows only the first difference.
+func requireSame(t *testing.T, want, got string) {
+	t.Helper()
+	n := min(len(want), len(got))
+	for i := range n {
+		if want[i] != got[i] {
+			from, to := max(0, i-80), min(n, i+80)
+			require.Equal(t, want[from:to], got[from:to], "at byte %d of %d, got %d", i, len(want), len(got))
+		}
+	}
+	require.Len(t, got, len(want))
+}
+
+// TestSerialTargets boots guests whose serial port is connected to each of the things that it can be.
+func TestSerialTargets(t *testing.T) {
+	h := kvmHost(t)
+	attach := h.carry(t, build(t, "./test/e2e/attach"))
+	vmm := []string{h.vmm(), "-kernel", h.kernel("vmlinuz-6.1"), "-initrd", h.initramfs(), "-append", "quiet", "-serial"}
+
+	t.Run("file", func(t *testing.T) {
+		path := h.dir(t) + "/console"
+		g := h.start(t, append(vmm, "file:"+path)...)
+		h.output(t, "until grep -q 'Setting console log level' "+path+" 2>/dev/null; do sleep 0.2; done")
+		g.signal("TERM")
+		g.signal("TERM")
+		g.wait()
+		require.Empty(t, g.out.from(0))
+		require.Contains(t, h.output(t, "cat "+path), "Welcome to u-root!")
+	})
+	t.Run("unix", func(t *testing.T) {
+		path := h.dir(t) + "/console"
+		g := h.start(t, append(vmm, "unix:"+path)...)
+		h.output(t, "until [ -S "+path+" ]; do sleep 0.1; done")
+		client := h.start(t, attach, path)
+		client.login()
+		require.Equal(t, "6.1.", client.sh("uname -r")[:4])
+		client.send("poweroff\n")
+		require.Zero(t, g.wait())
+		require.Zero(t, client.wait())
+		require.Equal(t, "gone\n", h.output(t, "[ -e "+path+" ] || echo gone"))
+	})
+	t.Run("pty, and a reader that stalls", func(t *testing.T) {
+		g := h.start(t, append(vmm, "pty")...)
+		end, ok := g.await(g.errors, 0, "vmm: serial port is /dev/pts/")
+		require.True(t, ok)
+		rest, ok := g.await(g.errors, end, "\n")
+		require.True(t, ok)
+		name := "/dev/pts/" + strings.TrimSpace(g.errors.from(end)[:rest])
+		client := h.start(t, attach, name)
+		client.login()
+
+		// While the reader stalls, a loop in the guest notes the time, five times a second. Its one CPU must have time for
+		// that, and what is printed meanwhile must come later.
+		client.sh("(while [ ! -e /done ]; do read up idle </proc/uptime; echo $up >>/ticks; sleep 0.2; done) &")
+		client.send("seq 1 8000; touch /done; echo after''wards\n")
+		client.expect("\r\n1\r\n")
+		const stall = 5
+		h.output(t, fmt.Sprintf("kill -STOP %s; sleep %d; kill -CONT %s", client.pid, stall, client.pid))
+		var want strings.Builder
+		for i := range 8000 - 1 {
+			fmt.Fprintln(&want, i+2)
+		}
+		requireSame(t, want.String(), strings.ReplaceAll(client.expect("afterwards\r\n"), "\r\n", "\n"))
+		client.expect(prompt)
+		ticks := strings.Fields(client.sh("cat /ticks"))
+		first, longest := parse(t, ticks[0]), 0.0
+		last := first
+		for _, tick := range ticks[1:] {
+			now := parse(t, tick)
+			longest, last = max(longest, now-last), now
+		}
+		require.Greater(t, last-first, float64(stall), "the output went on after the stall")
+		require.Less(t, longest, float64(stall)/2, "the guest stood still in between: %v", ticks)
+
+		checkLog(t, client)
+		client.send("poweroff\n")
+		require.Zero(t, g.wait())
+	})
+}
+
+func parse(t *testing.T, number string) float64 {
+	t.Helper()
+	f, err := strconv.ParseFloat(number, 64)
+	require.NoError(t, err)
+	return f
+}
