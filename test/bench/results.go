@@ -167,12 +167,11 @@ func commandLine(e measure.Exits) string {
 // maxPlaces is how many places a table of them has.
 const maxPlaces = 12
 
-// writePlaces writes where the exits of the first kernel came from: a table for each command line, with a column for each
-// monitor.
+// writePlaces writes where the exits came from: a table for each command line, with a column for each monitor.
 func writePlaces(out *strings.Builder, all []measure.Exits) {
 	for _, quiet := range []bool{true, false} {
 		same := slices.DeleteFunc(slices.Clone(all), func(e measure.Exits) bool {
-			return e.Kernel != all[0].Kernel || e.Quiet != quiet
+			return e.Quiet != quiet
 		})
 		sum := map[string]int{}
 		for _, e := range same {

@@ -110,28 +110,28 @@ func Run(ctx context.Context, p *Plan, progress func(format string, args ...any)
 		}
 		r.Boots = append(r.Boots, times...)
 	}
-	for _, kernel := range p.Boots {
-		for _, cmdline := range []string{quiet, loud} {
-			for _, monitor := range monitors {
-				e, err := countExits(ctx, p.command(monitor, kernel.Path, p.Init, cmdline))
-				if err != nil {
-					return nil, fmt.Errorf("exits of %s with %s: %w", monitor, kernel.Name, err)
-				}
-				e.Monitor, e.Kernel, e.Quiet = monitor, kernel.Name, cmdline == quiet
-				progress("%s, %s, quiet %t: %d exits to user space", kernel.Name, monitor, e.Quiet, e.Total)
-				r.Exits = append(r.Exits, *e)
-			}
-		}
+	if len(p.Boots) == 0 {
+		return r, nil
 	}
-	for _, kernel := range p.Boots[:min(1, len(p.Boots))] { // the monitors do not depend on it
+	kernel := p.Boots[0] // neither memory nor exits depend much on it
+	for _, monitor := range monitors {
+		s, err := weigh(ctx, p.command(monitor, kernel.Path, p.Init, quiet), p.Memory)
+		if err != nil {
+			return nil, fmt.Errorf("memory of %s with %s: %w", monitor, kernel.Name, err)
+		}
+		s.Monitor, s.Kernel = monitor, kernel.Name
+		progress("%s, %s: %d KiB resident beyond the guest's memory", kernel.Name, monitor, s.RSS>>10)
+		r.Sizes = append(r.Sizes, *s)
+	}
+	for _, cmdline := range []string{quiet, loud} {
 		for _, monitor := range monitors {
-			s, err := weigh(ctx, p.command(monitor, kernel.Path, p.Init, quiet), p.Memory)
+			e, err := countExits(ctx, p.command(monitor, kernel.Path, p.Init, cmdline))
 			if err != nil {
-				return nil, fmt.Errorf("memory of %s with %s: %w", monitor, kernel.Name, err)
+				return nil, fmt.Errorf("exits of %s with %s: %w", monitor, kernel.Name, err)
 			}
-			s.Monitor, s.Kernel = monitor, kernel.Name
-			progress("%s, %s: %d KiB resident beyond the guest's memory", kernel.Name, monitor, s.RSS>>10)
-			r.Sizes = append(r.Sizes, *s)
+			e.Monitor, e.Kernel, e.Quiet = monitor, kernel.Name, cmdline == quiet
+			progress("%s, %s, quiet %t: %d exits to user space", kernel.Name, monitor, e.Quiet, e.Total)
+			r.Exits = append(r.Exits, *e)
 		}
 	}
 	return r, nil

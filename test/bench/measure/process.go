@@ -19,7 +19,7 @@ import (
 )
 
 // bootLimit is longer than any boot takes in the slowest of labs.
-const bootLimit = 3 * time.Minute
+const bootLimit = 5 * time.Minute
 
 // monitor is a running one.
 type monitor struct {
