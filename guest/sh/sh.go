@@ -32,6 +32,9 @@ import (
 func main() {
 	command := flag.String("c", "", "run `COMMAND` and exit")
 	flag.Parse()
+	if os.Getppid() == 1 {
+		takeTerminal()
+	}
 	status, err := run(*command, flag.Args())
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "sh: %v\n", err)
@@ -39,12 +42,25 @@ func main() {
 	}
 	if os.Getppid() == 1 && *command == "" && flag.NArg() == 0 {
 		fmt.Fprintln(os.Stderr, "sh: the last shell has ended: powering off")
-		_ = unix.IoctlSetInt(unix.Stderr, unix.TCSBRK, 1) // tcdrain(3): what waits in the terminal would be lost
+		// What waits in the terminal would be lost. The signals that interrupt are Go's own.
+		for unix.IoctlSetInt(unix.Stderr, unix.TCSBRK, 1) == unix.EINTR { // tcdrain(3)
+		}
 		unix.Sync()
 		err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 		fmt.Fprintf(os.Stderr, "sh: power off: %v\n", err) // it returns only with an error
 	}
 	os.Exit(status)
+}
+
+// takeTerminal makes the terminal that init gave as the input the output as well. Init's output is a pipe, which it copies
+// to every console: programs would see no terminal, and the machine could go off with their last words still in there.
+func takeTerminal() {
+	if !term.IsTerminal(unix.Stdin) || term.IsTerminal(unix.Stdout) {
+		return
+	}
+	for _, fd := range []int{unix.Stdout, unix.Stderr} {
+		_ = unix.Dup3(unix.Stdin, fd, 0) // cannot fail: both are open
+	}
 }
 
 // run runs the command, the file or the standard input, whichever is given, and returns the last command's status.
