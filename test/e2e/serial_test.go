@@ -36,12 +36,11 @@ func TestSerialStress(t *testing.T) {
 		for i := range 8 << 10 {
 			all.WriteByte(byte(i * 7 >> (i >> 8 & 1))) // in an order that is not the same from block to block
 		}
-		g.send("stty raw; echo go''; head -c 8192; echo after''wards\n")
+		g.send("stty raw; echo go''; head -c 8192; stty icrnl opost onlcr echo icanon isig iexten >/dev/null; echo after''wards\n")
 		g.expect("go\n")
 		g.send(all.String())
-		requireSame(t, all.String(), g.expect("afterwards\n"))
+		requireSame(t, all.String(), g.expect("afterwards\r\n"))
 		g.expect(prompt)
-		g.sh("stty icrnl opost onlcr echo icanon isig >/dev/null")
 	})
 	t.Run("output", func(t *testing.T) {
 		g.during(t)
@@ -113,8 +112,8 @@ func TestSerialTargets(t *testing.T) {
 
 		// While the reader stalls, a loop in the guest notes the time, five times a second. Its one CPU must have time for
 		// that, and what is printed meanwhile must come later.
-		client.sh("(while [ ! -e /done ]; do read up idle </proc/uptime; echo $up >>/ticks; sleep 0.2; done) &")
-		client.send("seq 1 8000; touch /done; echo after''wards\n")
+		client.send("{ while [ ! -e /done ]; do read up idle </proc/uptime; echo $up >>/ticks; sleep 0.2; done & " +
+			"seq 1 8000; touch /done; wait; echo after''wards; }\n")
 		client.expect("\r\n1\r\n")
 		const stall = 5
 		h.output(t, fmt.Sprintf("kill -STOP %s; sleep %d; kill -CONT %s", client.pid, stall, client.pid))
