@@ -17,7 +17,7 @@ import (
 )
 
 // timeLimit is for one process. A boot takes a second on real hardware, and some ten in the lab.
-const timeLimit = 4 * time.Minute
+const timeLimit = 5 * time.Minute
 
 // process is a program that runs on a host, and the conversation with it: a vmm with its guest's console, as a rule.
 type process struct {
