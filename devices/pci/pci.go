@@ -12,7 +12,7 @@
 //	00  vendor ID, device ID
 //	04  command              W 0 I/O space, where there is an I/O BAR; 1 memory space, where there is a memory BAR;
 //	                           2 bus master; 10 interrupt disable, where there is an interrupt pin
-//	06  status               4 capabilities list; W 8, 11-15 errors, written 1 to clear (none is ever raised)
+//	06  status               3 interrupt status; 4 capabilities list; W 8, 11-15 errors, written 1 to clear (none is ever raised)
 //	08  revision ID, class code
 //	0c  cache line size      W all, without effect
 //	0e  header type          7 multi-function device
@@ -98,13 +98,18 @@ const (
 	spaceSize       = 0x1000 // the whole configuration space of one function
 )
 
-// Bits of the command, status and header type registers.
+// Bits of the command register that concern a function's owner.
 const (
-	commandIO          = 1 << 0
-	commandMemory      = 1 << 1
-	commandBusMaster   = 1 << 2
-	commandINTxDisable = 1 << 10
+	CommandBusMaster   = 1 << 2  // the function may access memory, and send messages
+	CommandINTxDisable = 1 << 10 // the function must not assert its pin
+)
 
+// Other bits of the command, status and header type registers.
+const (
+	commandIO     = 1 << 0
+	commandMemory = 1 << 1
+
+	statusInterrupt    = 1 << 3
 	statusCapabilities = 1 << 4
 	statusErrors       = 0xf900
 

@@ -93,6 +93,7 @@ func (r *Root) Add(at BDF, f *Function) error {
 		// Only function 0 is asked, but hardware agrees with itself (PCI Express Base 5.0 §7.5.1.1.9).
 		for _, g := range []*Function{zero, f} {
 			g.state.regs[regHeaderType] |= headerMultiFunction
+			g.initial[regHeaderType] |= headerMultiFunction
 		}
 	}
 	for i, b := range f.bars {
@@ -101,6 +102,7 @@ func (r *Root) Add(at BDF, f *Function) error {
 		}
 	}
 	f.attached = true
+	f.initial = f.state.regs
 	r.functions[at] = f
 	return nil
 }
@@ -111,7 +113,7 @@ func (r *Root) read(at BDF, reg int, p []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f := r.find(at); f != nil {
-		copy(p, f.state.regs[reg:])
+		f.read(reg, p)
 		return
 	}
 	ones(p)
@@ -126,6 +128,10 @@ func (r *Root) write(at BDF, reg int, p []byte) {
 		return
 	}
 	f.write(reg, p)
+	if f.resetRequested() {
+		r.reset(f)
+		return
+	}
 	// The enable bits are in the first byte of the command register, where an access to them has to start.
 	if reg == regCommand || reg >= regBAR(0) && reg < regBAR(numBARs) {
 		r.remap()
