@@ -18,21 +18,24 @@ import (
 	"vmm/devices/rtc"
 	"vmm/devices/serial"
 	"vmm/kvm"
+	virtiopci "vmm/virtio/pci"
 )
 
 // board is the machine from one power-on or reset to the next: KVM's VM with its vCPUs and interrupt controllers, the
 // buses, and the devices that start afresh with it. A reset throws the board away and builds another, so that no
 // device's reset can forget a register.
 type board struct {
-	m     *Machine
-	vm    *kvm.VM
-	vcpus []*vcpu
-	lines []*gsiLine // all that lead to vm
-	pio   devices.Bus
-	mmio  devices.Bus
-	power *power.Controller
-	rtc   *rtc.RTC
-	com1  *polledUART
+	m          *Machine
+	vm         *kvm.VM
+	vcpus      []*vcpu
+	lines      []*gsiLine // all that lead to vm
+	router     *router
+	transports []*virtiopci.Transport
+	pio        devices.Bus
+	mmio       devices.Bus
+	power      *power.Controller
+	rtc        *rtc.RTC
+	com1       *polledUART
 
 	stopping atomic.Bool   // vCPUs look at it before each entry to the guest
 	ended    chan struct{} // closed with the first outcome
@@ -94,7 +97,9 @@ func (b *board) addInterruptControllers() error {
 	if err := b.vm.CreatePIT2(kvm.PITSpeakerDummy); err != nil {
 		return err
 	}
-	return b.vm.SetGSIRouting(defaultRoutes())
+	var err error
+	b.router, err = newRouter(b.vm)
+	return err
 }
 
 // addDevices populates the buses.
@@ -157,7 +162,7 @@ func (b *board) addDevices() error {
 			return err
 		}
 	}
-	return nil
+	return b.addVirtio(root)
 }
 
 // lead connects a wire to this board, until its end.
@@ -298,6 +303,9 @@ func (b *board) end(exit Exit, err error) {
 
 // close releases KVM's half. It is fine on a board that is built only in part, and no vCPU may run.
 func (b *board) close() {
+	for _, t := range b.transports {
+		t.Close()
+	}
 	for _, l := range b.lines {
 		l.connect(nil) // someone may press the power button still, or type
 	}

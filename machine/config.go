@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"vmm/virtio"
 )
 
 // Image is a file that the guest boots from. *io.SectionReader, *bytes.Reader and *strings.Reader are Images. It is
@@ -33,6 +35,11 @@ type Config struct {
 	// Write that blocks stalls the guest's port, as hardware flow control would, and never a vCPU. The machine owns
 	// Serial from a successful New on: Close closes it, which must end a pending Read or Write (as net.Conn's does).
 	Serial io.ReadWriteCloser
+
+	// Virtio are the virtio devices, in the order in which they are on the PCI bus. They are borrowed until
+	// [Machine.Close] has returned: whoever made them closes what is behind them. A device can be in one machine at a
+	// time; it outlives resets of the guest.
+	Virtio []virtio.Device
 
 	// RestartOnReset boots the guest again, in place, when it resets itself. Otherwise Run returns [Reset].
 	RestartOnReset bool
@@ -82,6 +89,8 @@ func (c *Config) complete() error {
 		return &ConfigError{"Memory", fmt.Errorf("%d KiB is less than the least possible, %d KiB", c.Memory>>10, MinMemory>>10)}
 	case c.CPUs < 1 || c.CPUs > MaxCPUs:
 		return &ConfigError{"CPUs", fmt.Errorf("%d is not between 1 and %d", c.CPUs, MaxCPUs)}
+	case len(c.Virtio) > maxVirtio:
+		return &ConfigError{"Virtio", fmt.Errorf("%d devices, at most %d", len(c.Virtio), maxVirtio)}
 	}
 	return nil
 }

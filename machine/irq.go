@@ -14,8 +14,8 @@ const (
 
 // defaultRoutes is the GSI routing of a PC: each of the first sixteen GSIs reaches its pin of the PIC pair and, under
 // the same number, of the I/O APIC; the timer's GSI 0 comes in on the I/O APIC's pin 2, as the MADT's interrupt source
-// override tells the guest. GSIs from 24 on are free for MSIs. This table is the only source of what KVM is told, since
-// KVM_SET_GSI_ROUTING replaces all the routes at once.
+// override tells the guest. GSIs from 24 on are free for messages, which a
+// [router] adds to this table.
 func defaultRoutes() []kvm.GSIRoute {
 	var routes []kvm.GSIRoute
 	for gsi := range uint32(ioapicPins) {
