@@ -29,6 +29,11 @@ type host struct {
 	runner
 	files map[string]string // the standard files: the path in the lab, and the one here
 	lab   *lab.Lab          // nil on this machine
+
+	// disk is the path of the disk that test guests have for their root: Debian, with the tools that devices are proved
+	// with. In the lab it is the root of all commands too. Without it there is noDisk.
+	disk   string
+	noDisk error
 }
 
 // runner runs commands; *lab.Lab is one.
@@ -143,9 +148,10 @@ func kvmHost(t *testing.T) *host {
 	}
 	shared.once.Do(func() {
 		h := machineHere(t)
+		h.disk, h.noDisk = lab.Rootfs(t.Context(), root)
 		if !report.OK() {
-			h.lab, shared.err = lab.Start(context.Background(), lab.Config{Files: h.files})
-			h.runner = h.lab
+			h.lab, shared.err = lab.Start(context.Background(), lab.Config{Files: h.files, Disk: h.disk, GuestDisk: h.disk})
+			h.runner, h.disk = h.lab, lab.GuestDisk
 		}
 		shared.host = h
 	})

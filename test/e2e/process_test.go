@@ -16,14 +16,16 @@ import (
 	"vmm/test/lab"
 )
 
-// timeLimit is for one process. A boot takes a second on real hardware, and some ten in the lab.
+// timeLimit is for one step of the conversation with a process. A boot takes a second on real hardware, and some ten in
+// the lab.
 const timeLimit = 5 * time.Minute
 
 // process is a program that runs on a host, and the conversation with it: a vmm with its guest's console, as a rule.
 type process struct {
 	t    *testing.T
 	host *host
-	ctx  context.Context
+
+	limit *time.Timer // ends the process; set anew by each step
 
 	stdin       *io.PipeWriter
 	out, errors *transcript
@@ -40,10 +42,11 @@ type process struct {
 // start runs the program until the test's end at the latest. A test that fails shows the end of what it has printed.
 func (h *host) start(t *testing.T, args ...string) *process {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), timeLimit)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	tooLong := fmt.Errorf("nothing for %v", timeLimit)
 	stdin, typist := io.Pipe()
 	p := &process{
-		t: t, host: h, ctx: ctx, stdin: typist, ended: make(chan struct{}),
+		t: t, host: h, stdin: typist, limit: time.AfterFunc(timeLimit, func() { cancel(tooLong) }), ended: make(chan struct{}),
 		out: newTranscript(), errors: newTranscript(),
 	}
 	cmd := &lab.Cmd{
@@ -53,9 +56,13 @@ func (h *host) start(t *testing.T, args ...string) *process {
 	go func() {
 		defer close(p.ended)
 		p.status, p.err = h.Run(ctx, cmd)
+		if p.err != nil && ctx.Err() != nil {
+			p.err = context.Cause(ctx)
+		}
 	}()
 	t.Cleanup(func() {
-		cancel()
+		p.limit.Stop()
+		cancel(nil)
 		_ = typist.Close()
 		<-p.ended
 		if t.Failed() {
@@ -95,6 +102,7 @@ func (p *process) login() {
 // await waits until text is in what the transcript has from offset on, and returns where it ends there. It is false if
 // the process ends or its time is up.
 func (p *process) await(tr *transcript, offset int, text string) (int, bool) {
+	p.limit.Reset(timeLimit)
 	for {
 		changed := tr.next()
 		if i := strings.Index(tr.from(offset), text); i >= 0 {
@@ -163,9 +171,17 @@ func (p *process) script(text string) string {
 	return strings.ReplaceAll(output, "\r\n", "\n")
 }
 
+// run has the shell of a test guest run a script, and returns what it prints. The first command that fails ends it, and
+// the test. Other than script, it is for a shell that doesn't echo.
+func (p *process) run(text string) string {
+	p.t.Helper()
+	return p.sh("(set -e\n" + text + "\n)")
+}
+
 // wait waits for the process's end and returns its exit status.
 func (p *process) wait() int {
 	p.t.Helper()
+	p.limit.Reset(timeLimit)
 	<-p.ended
 	require.NoError(p.t, p.err)
 	return p.status

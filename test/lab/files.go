@@ -11,16 +11,14 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-
-	"vmm/test/lab/debian"
 )
 
 // Series are those of the guest kernels that the project is tested with.
 func Series() []string { return []string{"6.1", "6.12"} }
 
 // Standard returns the [Config.Files] of the usual lab, out of the project's folder root: the guest kernels of the series
-// as /boot/vmlinuz-SERIES and /boot/vmlinux-SERIES, the initramfs as /boot/u-root.cpio, and vmm on the PATH. The last two
-// must have been built.
+// as /boot/vmlinuz-SERIES and /boot/vmlinux-SERIES, the initramfs of [Guest] as /boot/guest-SERIES.cpio and the one of users
+// as /boot/u-root.cpio, and vmm and the program of [Traffic] on the PATH. vmm and u-root.cpio must have been built.
 func Standard(ctx context.Context, root string, series ...string) (map[string]string, error) {
 	files := map[string]string{
 		"/boot/u-root.cpio":  filepath.Join(root, "out/u-root.cpio"),
@@ -31,11 +29,17 @@ func Standard(ctx context.Context, root string, series ...string) (map[string]st
 			return nil, fmt.Errorf("%w: run make build initramfs", err)
 		}
 	}
+	traffic, err := Traffic(ctx)
+	if err != nil {
+		return nil, err
+	}
+	files["/usr/local/bin/traffic"] = traffic
 	for _, s := range series {
-		kernel, err := debian.Cloud(ctx, s)
+		initramfs, kernel, err := Guest(ctx, s)
 		if err != nil {
 			return nil, err
 		}
+		files["/boot/guest-"+s+".cpio"] = initramfs
 		files["/boot/vmlinuz-"+s] = kernel.Image
 		files["/boot/vmlinux-"+s] = kernel.ELF
 	}

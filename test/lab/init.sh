@@ -25,9 +25,14 @@ mkdir -p /dev/net
 # The only port is the first of the first controller: bus 0, or whatever number it got.
 port=$(ls -d /dev/vport*p1)
 
+# The disks are known by their serial numbers.
+for disk in /sys/block/vd*; do
+	[ -e "$disk/serial" ] && ln -s "${disk##*/}" "/dev/$(cat "$disk/serial")"
+done
+
 root=
 if grep -qw lab.disk /proc/cmdline; then
-	mount -t ext4 /dev/vda /disk || poweroff -f
+	mount -t ext4 /dev/lab /disk || poweroff -f
 	for d in proc sys dev run tmp; do
 		mkdir -p "/disk/$d" && mount --rbind "/$d" "/disk/$d"
 	done

@@ -24,7 +24,9 @@ var initScript []byte
 
 // modules are what L1 loads, with all that these depend on.
 func modules() []string {
-	return []string{"kvm-amd", "tun", "vhost_net", "vhost_vsock", "bridge", "virtio_pci", "virtio_console", "virtio_blk"}
+	return []string{
+		"kvm-amd", "tun", "vhost_net", "vhost_vsock", "bridge", "veth", "loop", "virtio_pci", "virtio_console", "virtio_blk",
+	}
 }
 
 // buildInitrd writes L1's initramfs into a temporary file, which is the caller's to remove.
@@ -37,7 +39,7 @@ func buildInitrd(ctx context.Context, cfg *Config, kernel *debian.Kernel) (_ str
 	if err != nil {
 		return "", err
 	}
-	agent, err := buildAgent(ctx)
+	agent, err := buildProgram(ctx, "vmm/test/lab/agent")
 	if err != nil {
 		return "", err
 	}
@@ -110,18 +112,18 @@ func static(path string) bool {
 	return !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
 
-// buildAgent compiles the agent, mostly out of Go's build cache.
-func buildAgent(ctx context.Context) ([]byte, error) {
-	dir, err := os.MkdirTemp("", "lab-agent-")
+// buildProgram compiles one of the programs that run in labs and guests, mostly out of Go's build cache.
+func buildProgram(ctx context.Context, pkg string) ([]byte, error) {
+	dir, err := os.MkdirTemp("", "lab-build-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "agent")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "vmm/test/lab/agent")
+	path := filepath.Join(dir, "program")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build the lab's agent: %w: %s", err, bytes.TrimSpace(out))
+		return nil, fmt.Errorf("build %s: %w: %s", pkg, err, bytes.TrimSpace(out))
 	}
 	return os.ReadFile(path)
 }

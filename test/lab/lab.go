@@ -37,6 +37,9 @@ const (
 	DefaultQEMU   = "qemu-system-x86_64"
 )
 
+// GuestDisk is where L1 has the disk that is for its guests.
+const GuestDisk = "/dev/guest"
+
 // Config says what the lab is. The zero value is a lab with nothing but busybox.
 type Config struct {
 	Kernel string // the series of L1's kernel; [debian.Default] if empty
@@ -49,6 +52,10 @@ type Config struct {
 	// Disk is a raw image of an ext4 file system that becomes the root of all commands, if set; scripts/lab-rootfs makes
 	// one. What is written to it is lost with the lab. Files, /lab and /boot are laid over it.
 	Disk string
+
+	// GuestDisk is a raw image for guests in the lab, if set: L1 has it as the block device [GuestDisk], which can only be
+	// read. It may be the same as Disk.
+	GuestDisk string
 
 	Console io.Writer // gets what L1's kernel prints, if set
 }

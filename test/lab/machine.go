@@ -49,8 +49,11 @@ func startMachine(ctx context.Context, cfg *Config, kernel, initrd string) (*mac
 		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", portFD), "-device", "virtserialport,chardev=agent,name=agent",
 	}
 	if cfg.Disk != "" {
-		args = append(args, "-drive", "if=virtio,format=raw,snapshot=on,file="+strings.ReplaceAll(cfg.Disk, ",", ",,"))
+		args = append(args, drive("lab", cfg.Disk, "snapshot=on")...)
 		commandLine += " lab.disk"
+	}
+	if cfg.GuestDisk != "" {
+		args = append(args, drive("guest", cfg.GuestDisk, "readonly=on")...)
 	}
 	args = append(args, "-kernel", kernel, "-initrd", initrd, "-append", commandLine)
 
@@ -84,6 +87,14 @@ func startMachine(ctx context.Context, cfg *Config, kernel, initrd string) (*mac
 		return nil, nil, err
 	}
 	return m, ours, nil
+}
+
+// drive returns the arguments that give L1 a disk with this serial number, by which its init knows it.
+func drive(serial, path, how string) []string {
+	return []string{
+		"-drive", "if=none,format=raw,id=" + serial + "," + how + ",file=" + strings.ReplaceAll(path, ",", ",,"),
+		"-device", "virtio-blk-pci,drive=" + serial + ",serial=" + serial,
+	}
 }
 
 // stop ends the process and waits for that.
