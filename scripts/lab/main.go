@@ -1,11 +1,16 @@
 // Command lab runs a command, or a shell, on the nested lab's host (L1), a machine with a true KVM:
 //
-//	lab [-timeout 10m] [-memory 4G] [-file PATH]... [SCRIPT]
+//	lab [-timeout 10m] [-memory 4096] [-disk IMAGE] [-file PATH]... [SCRIPT]
 //
 // There vmm is on the PATH, the guest kernels are /boot/vmlinuz-6.1, /boot/vmlinux-6.1 and the same of 6.12, the initramfs is
-// /boot/u-root.cpio, and busybox has the usual tools. Each -file is copied into /lab, where SCRIPT is run by a shell. The
-// lab's standard input, output, error and exit status are the script's; what it leaves in /lab/out is then in out/lab here.
-// The status is 124 after the time limit, and 125 if the lab itself failed.
+// /boot/u-root.cpio, that of the test guests /boot/guest-6.1.cpio and so on, and busybox has the usual tools. With -disk IMAGE
+// the lab has those of the image instead, and the guests have it as /dev/guest:
+//
+//	vmm -kernel /boot/vmlinuz-6.12 -initrd /boot/guest-6.12.cpio -disk /dev/guest,readonly -append test.root=vda
+//
+// Each -file is copied into /lab, where SCRIPT is run by a shell. The lab's standard input, output, error and exit status are
+// the script's; what it leaves in /lab/out is then in out/lab here. The status is 124 after the time limit, and 125 if the lab
+// itself failed.
 //
 // On a terminal, the script or the shell has one as well; Ctrl-] leaves the lab at any moment.
 package main
@@ -102,7 +107,7 @@ func runIn(ctx context.Context, o *options, leave context.CancelCauseFunc) (int,
 	for _, path := range o.files {
 		files["/lab/"+filepath.Base(path)] = path
 	}
-	cfg := lab.Config{Memory: o.memory << 20, Files: files, Disk: o.disk}
+	cfg := lab.Config{Memory: o.memory << 20, Files: files, Disk: o.disk, GuestDisk: o.disk}
 	if o.verbose {
 		cfg.Console = os.Stderr
 	}

@@ -30,6 +30,7 @@ type guest struct {
 func (g guest) start(t *testing.T, h *host) *process {
 	t.Helper()
 	p := h.start(t, g.command(t, h)...)
+	p.quiet = true
 	p.login()
 	return p
 }
@@ -49,7 +50,7 @@ func (g guest) command(t *testing.T, h *host) []string {
 		"-append", strings.TrimSpace("quiet test.root=vda " + g.cmdline), "-mem", g.mem, "-cpus", strconv.Itoa(max(1, g.cpus)),
 		"-disk", h.disk + ",readonly",
 	}, g.args...)
-	if os.Getenv(monitorVariable) == "qemu" {
+	if withQEMU() {
 		command = qemuCommand(t, command)
 	}
 	return append(g.under, command...)
@@ -224,4 +225,15 @@ func TestGuest(t *testing.T) {
 		n.background(t, "serving", "traffic serve tcp:"+hostIP+":9000")
 		require.Contains(t, n.output(t, "traffic connect -n 3 tcp:"+hostIP+":9000"), "3 connections")
 	})
+}
+
+// rebind takes the device that the guest has in /sys/class away from its driver, and gives it back.
+func rebind(g *process, class string) {
+	g.t.Helper()
+	g.run(`device=$(readlink -f /sys/class/` + class + `/device)
+driver=$(readlink -f $device/driver)
+echo ${device##*/} >$driver/unbind
+[ ! -e /sys/class/` + class + ` ]
+echo ${device##*/} >$driver/bind
+[ -e /sys/class/` + class + ` ]`)
 }

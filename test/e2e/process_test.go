@@ -26,6 +26,7 @@ type process struct {
 	host *host
 
 	limit *time.Timer // ends the process; set anew by each step
+	quiet bool        // its guest's shell doesn't echo
 
 	stdin       *io.PipeWriter
 	out, errors *transcript
@@ -42,6 +43,12 @@ type process struct {
 // start runs the program until the test's end at the latest. A test that fails shows the end of what it has printed.
 func (h *host) start(t *testing.T, args ...string) *process {
 	t.Helper()
+	return h.startOn(t, nil, nil, args...)
+}
+
+// startOn is start on a terminal, if there is a size for one. Only the lab has terminals.
+func (h *host) startOn(t *testing.T, tty *lab.Size, resize <-chan lab.Size, args ...string) *process {
+	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	tooLong := fmt.Errorf("nothing for %v", timeLimit)
 	stdin, typist := io.Pipe()
@@ -51,7 +58,11 @@ func (h *host) start(t *testing.T, args ...string) *process {
 	}
 	cmd := &lab.Cmd{
 		Args: append([]string{"/bin/sh", "-c", `echo $$ >&2; exec "$0" "$@"`}, args...), Dir: "/tmp",
-		Stdin: stdin, Stdout: p.out, Stderr: p.errors,
+		Stdin: stdin, Stdout: p.out, Stderr: p.errors, TTY: tty, Resize: resize,
+	}
+	errors := p.errors
+	if tty != nil {
+		errors = p.out
 	}
 	go func() {
 		defer close(p.ended)
@@ -69,9 +80,9 @@ func (h *host) start(t *testing.T, args ...string) *process {
 			t.Logf("%s\nprinted last:\n%s\nand on standard error:\n%s", strings.Join(args, " "), p.out.tail(), p.errors.tail())
 		}
 	})
-	end, ok := p.await(p.errors, 0, "\n")
+	end, ok := p.await(errors, 0, "\n")
 	require.True(t, ok, "no process: %v", p.err)
-	p.pid = strings.TrimSpace(p.errors.from(0)[:end])
+	p.pid = strings.TrimSpace(errors.from(0)[:end])
 	return p
 }
 
@@ -162,6 +173,10 @@ func (p *process) sh(command string) string {
 // key by key, it is sent without an echo: on the lab's serial lines that is ten times as fast.
 func (p *process) script(text string) string {
 	p.t.Helper()
+	if p.quiet {
+		output, _ := p.try("(" + text + "\n)")
+		return output
+	}
 	const endOfTransmission = "\x04"
 	p.send("stty ~echo >/dev/null; echo send''-it; sh -c \"$(cat)\"; stty echo >/dev/null; echo script''-done\n")
 	p.expect("send-it\r\n")

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,9 @@ import (
 // monitorVariable names the monitor that test guests get: with "qemu" in it, the proofs of the devices are held against
 // QEMU. What fails there as well is the proof's fault, or the kernel's, or the lab's.
 const monitorVariable = "E2E_MONITOR"
+
+// withQEMU tells whether the guests run in QEMU.
+func withQEMU() bool { return os.Getenv(monitorVariable) == "qemu" }
 
 // qemuCommand returns the command that starts QEMU with the machine that this one of vmm's would make.
 func qemuCommand(t *testing.T, vmm []string) []string {
@@ -43,7 +47,7 @@ func qemuCommand(t *testing.T, vmm []string) []string {
 			command = append(command, "-append", "console=ttyS0 panic=-1 "+value())
 		case "-disk":
 			path, options := parseOptions(value())
-			drive := "if=none,discard=unmap,format=raw,id=" + id + ",file=" + path
+			drive := "if=none,discard=unmap,werror=report,format=raw,id=" + id + ",file=" + path
 			if _, readonly := options["readonly"]; readonly {
 				drive += ",readonly=on"
 			}
@@ -78,6 +82,19 @@ func qemuCommand(t *testing.T, vmm []string) []string {
 			add("-netdev", netdev+" -device "+device)
 		case "-rng":
 			add("-device", "virtio-rng-pci")
+		case "-vsock":
+			_, options := parseOptions("," + value())
+			add("-device", "vhost-vsock-pci,guest-cid="+options["cid"])
+		case "-console":
+			target := value()
+			if path, ok := strings.CutPrefix(target, "unix:"); ok {
+				target = "socket,server=on,wait=off,path=" + path
+			}
+			add("-chardev", target+",id="+id+" -device virtio-serial-pci -device virtconsole,chardev="+id)
+		case "-reboot": // QEMU ends
+		case "-serial":
+			at := slices.Index(command, "-serial")
+			command[at+1] = value()
 		case "-balloon":
 			add("-device", "virtio-balloon-pci,free-page-reporting=on")
 		default:
@@ -101,7 +118,7 @@ func parseOptions(value string) (string, map[string]string) {
 // TestQEMUCommand shows one.
 func TestQEMUCommand(t *testing.T) {
 	got := qemuCommand(t, []string{"vmm", "-disk", "/d,readonly,serial=one", "-net", "tap,ifname=t0,vhost=on,queues=2", "-rng"})
-	require.Equal(t, "-drive if=none,discard=unmap,format=raw,id=d0,file=/d,readonly=on -device virtio-blk-pci,drive=d0,serial=one "+
+	require.Equal(t, "-drive if=none,discard=unmap,werror=report,format=raw,id=d0,file=/d,readonly=on -device virtio-blk-pci,drive=d0,serial=one "+
 		"-netdev tap,script=no,downscript=no,id=d1,ifname=t0,vhost=on,queues=2 -device virtio-net-pci,romfile=,netdev=d1,mq=on "+
 		"-device virtio-rng-pci", strings.Join(got[slices.Index(got, "stdio")+1:], " "))
 }

@@ -48,12 +48,14 @@ if [ -n "$disk" ]; then
 		mkdir -p "$root/$d" && mount --bind "/$d" "$root/$d"
 	done
 	echo guest >$root/etc/hostname
+	# Over the first root, not only below it: in a mere chroot there are no user namespaces.
+	cd $root && mount --move . /
+	root=.
 fi
 # The last of the consoles is the one that /dev/console stands for, which can't be a controlling terminal.
 tty=$(sed 's/.* //' /sys/class/tty/console/active)
 # Without an echo, which would be half of all that goes over a slow line, the shell edits no lines either.
 stty -F "/dev/$tty" -echo
-cd /
 export PS1='/ # ' PS2=
-setsid -c chroot "$root" /bin/sh -i <"/dev/$tty" >"/dev/$tty" 2>&1
+setsid -c chroot $root /bin/sh -i <"/dev/$tty" >"/dev/$tty" 2>&1
 poweroff -f

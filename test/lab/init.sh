@@ -40,7 +40,9 @@ if grep -qw lab.disk /proc/cmdline; then
 		mkdir -p "/disk/$d" && mount --bind "/$d" "/disk/$d"
 	done
 	cp /sbin/lab-agent /disk/sbin/
-	root="chroot /disk"
+	# Over the first root, not only below it: in a mere chroot there are no user namespaces.
+	cd /disk && mount --move . /
+	root="chroot ."
 fi
 $root /sbin/lab-agent "$port"
 poweroff -f
