@@ -77,6 +77,13 @@ func (p *process) boot(args []string) (status int, err error) {
 		cfg.Initrd = initrd
 	}
 
+	set, err := p.openDevices(&o)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, set.Close()) }()
+	cfg.Virtio = set.devices
+
 	s := newSession(time.Duration(o.grace))
 	defer s.end()
 	port, err := p.openSerial(o.serial, s.onKey(p))

@@ -20,6 +20,8 @@ type bootOptions struct {
 	memory           memorySize
 	cpus             cpuCount
 	serial           serialTarget
+	disks            diskList
+	rng              bool
 	grace            gracePeriod
 	reboot, noReboot bool
 	debug, debugExit bool
@@ -42,6 +44,8 @@ func (o *bootOptions) flags() *pflag.FlagSet {
 	f.Var(&o.memory, "mem", "")
 	f.Var(&o.cpus, "cpus", "")
 	f.Var(&o.serial, "serial", "")
+	f.Var(&o.disks, "disk", "")
+	f.BoolVar(&o.rng, "rng", false, "")
 	f.Var(&o.grace, "grace", "")
 	f.BoolVar(&o.reboot, "reboot", false, "")
 	f.BoolVar(&o.noReboot, "no-reboot", false, "")
@@ -73,6 +77,18 @@ Flags, with one dash or two:
                    pty        a new pseudo-terminal, whose name is printed
                    unix:PATH  a socket, for one client at a time
                    none       nothing
+  -disk PATH[,SETTING...]
+                   a disk in a raw image or on a block device; any number of times:
+                   vda, vdb, ... of a Linux guest, in their order. The settings:
+                   readonly     the guest cannot write
+                   serial=TEXT  serial number, at most 20 bytes (default: the id)
+                   id=NAME      a name for the disk, unique
+                   queues=N     request queues, 1 to 64 (default 1)
+                   cache=MODE   writeback (default): durable after the guest's flush;
+                                none: as well, past the host's page cache;
+                                unsafe: flushes are ignored
+                   discard      let the guest free blocks of the image
+  -rng             an entropy device: /dev/hwrng of a Linux guest
   -reboot          boot again when the guest resets itself
   -no-reboot       end when the guest resets itself (default)
   -grace TIME      how long a guest that SIGTERM (or SIGHUP or SIGINT) tells to power
