@@ -208,8 +208,15 @@ func TestTAPQueues(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestTAPInUse(t *testing.T) {
+	name := fmt.Sprintf("vmt%d", os.Getpid()%100000)
+	tap := openTAP(t, network.TAPConfig{Name: name})
+	defer tap.Close()
 	_, err := network.OpenTAP(network.TAPConfig{Name: name})
 	require.ErrorIs(t, err, unix.EBUSY)
+	require.ErrorContains(t, err, "another process has it")
 }
 
 func TestTAPMistakes(t *testing.T) {
