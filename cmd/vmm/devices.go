@@ -30,6 +30,13 @@ func (p *process) openDevices(o *bootOptions) (_ *deviceSet, err error) {
 		}
 		set.add(dev, image)
 	}
+	for i := range o.nics {
+		dev, backend, err := o.nics[i].open()
+		if err != nil {
+			return nil, err
+		}
+		set.add(dev, backend)
+	}
 	if o.rng {
 		set.add(rng.New(rng.Config{}))
 	}

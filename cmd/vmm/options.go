@@ -21,6 +21,7 @@ type bootOptions struct {
 	cpus             cpuCount
 	serial           serialTarget
 	disks            diskList
+	nics             nicList
 	rng              bool
 	grace            gracePeriod
 	reboot, noReboot bool
@@ -45,6 +46,7 @@ func (o *bootOptions) flags() *pflag.FlagSet {
 	f.Var(&o.cpus, "cpus", "")
 	f.Var(&o.serial, "serial", "")
 	f.Var(&o.disks, "disk", "")
+	f.Var(&o.nics, "net", "")
 	f.BoolVar(&o.rng, "rng", false, "")
 	f.Var(&o.grace, "grace", "")
 	f.BoolVar(&o.reboot, "reboot", false, "")
@@ -88,6 +90,19 @@ Flags, with one dash or two:
                                 none: as well, past the host's page cache;
                                 unsafe: flushes are ignored
                    discard      let the guest free blocks of the image
+  -net tap[,SETTING...]
+                   a network card on a TAP interface of the host; any number of times:
+                   eth0, eth1, ... of a Linux guest, in their order. The settings:
+                   ifname=NAME  the interface: attached to if it exists, else made and
+                                removed at the end (default: vmtap0, vmtap1, ...)
+                   mac=ADDRESS  the guest's address (default: a random one)
+                   mtu=N        told to the guest (default: the interface's)
+                   queues=N     pairs of queues, 1 to 64 (default 1)
+                   vhost=MODE   on: frames are moved by the host's kernel, vhost-net;
+                                off: by vmm; auto (default): by the kernel if it can
+  -net stream=unix:PATH[,mac=ADDRESS][,mtu=N]
+                   a network card on a socket where passt listens, or any other that
+                   knows QEMU's stream network: needs no root
   -rng             an entropy device: /dev/hwrng of a Linux guest
   -reboot          boot again when the guest resets itself
   -no-reboot       end when the guest resets itself (default)
