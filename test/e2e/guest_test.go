@@ -56,6 +56,17 @@ func (g guest) command(t *testing.T, h *host) []string {
 	return append(g.under, command...)
 }
 
+// longVariable, when set, has the proofs of the devices go on for as long as it takes to meet what is rare.
+const longVariable = "E2E_LONG"
+
+// times returns how often a proof does a thing: n in the long form, else less.
+func times(short, n int) int {
+	if os.Getenv(longVariable) != "" {
+		return n
+	}
+	return short
+}
+
 // needDisk skips the test without the guests' disk, except where nothing may be missing.
 func (h *host) needDisk(t *testing.T) {
 	t.Helper()

@@ -25,7 +25,7 @@ func TestDisk(t *testing.T) {
 			h.output(t, "printf fixed | dd of="+fixed+" conv=notrunc status=none")
 			before := h.output(t, "sha256sum "+fixed)
 			args := []string{
-				"-disk", fmt.Sprintf("%s,serial=DATA-0123456789,queues=%d", data, c.queues), "-disk", fixed + ",readonly,serial=FIXED",
+				"-disk", fmt.Sprintf("%s,serial=DATA-0123456789,queues=%d,discard", data, c.queues), "-disk", fixed + ",readonly,serial=FIXED",
 			}
 			g := guest{series: c.series, cpus: c.cpus, args: args}.start(t, h)
 			t.Run("identity", func(t *testing.T) {
@@ -115,7 +115,7 @@ func TestDiskFull(t *testing.T) {
 	h.output(t, "mount -t tmpfs -o size=8M tmpfs "+dir)
 	t.Cleanup(func() { h.cleanUp("umount " + dir) })
 	h.output(t, "truncate -s 64M "+dir+"/disk; yes | dd bs=1M count=4 iflag=fullblock of="+dir+"/disk conv=notrunc status=none")
-	g := guest{args: []string{"-disk", filepath.Join(dir, "disk")}}.start(t, h)
+	g := guest{args: []string{"-disk", filepath.Join(dir, "disk") + ",discard"}}.start(t, h)
 	output, status := g.try("dd if=/dev/zero of=/dev/vdb bs=1M seek=4 oflag=direct conv=notrunc")
 	require.NotZero(t, status)
 	require.Contains(t, output, "Input/output error")

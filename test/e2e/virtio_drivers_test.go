@@ -29,12 +29,12 @@ func TestDrivers(t *testing.T) {
 				"-disk", data, "-disk", next + ",readonly", "-net", "tap,ifname=tap0", "-rng", "-reboot",
 			}}.start(t, h)
 			// work has each of the devices do something. The disk keeps a count of how often that was.
-			times := 0
+			works := 0
 			work := func(g *process) {
 				t.Helper()
 				setNetwork(g)
-				times++
-				require.Equal(t, strings.Repeat("x", times)+"\n", g.run(`old=$(head -c 4096 /dev/vdb | tr -d '\0')
+				works++
+				require.Equal(t, strings.Repeat("x", works)+"\n", g.run(`old=$(head -c 4096 /dev/vdb | tr -d '\0')
 { printf "${old}x"; head -c 4096 /dev/zero; } | head -c 4096 | dd of=/dev/vdb bs=4096 oflag=direct conv=notrunc iflag=fullblock status=none
 dd if=/dev/vdb bs=4096 count=1 iflag=direct status=none | tr -d '\0'; echo
 traffic connect -up 100000 -down 100000 tcp:`+hostIP+`:9000 >/dev/null; head -c 100 /dev/hwrng >/dev/null`))
@@ -42,7 +42,7 @@ traffic connect -up 100000 -down 100000 tcp:`+hostIP+`:9000 >/dev/null; head -c 
 			work(g)
 			t.Run("rebound", func(t *testing.T) {
 				g.during(t)
-				for range 5 {
+				for range times(3, 100) {
 					rebind(g, "block/vdb")
 					rebind(g, "net/eth0")
 					work(g)
