@@ -79,8 +79,8 @@ func TestMistakes(t *testing.T) {
 		{args: boot("-serial", "file:dir"), want: "-serial file:dir: is a directory"},
 		{args: boot("-serial", "file:no/such"), want: "-serial file:no/such: no such file or directory"},
 		{args: boot("-serial", "file:fifo"), want: "-serial file:fifo: nothing reads from it"},
-		{args: boot("-serial", "file:busy"), want: "-serial file:busy: in use by another vmm"},
-		{args: boot("-serial", "unix:live"), want: "-serial unix:live: in use by another vmm"},
+		{args: boot("-serial", "file:busy"), want: "-serial file:busy: in use by another process"},
+		{args: boot("-serial", "unix:live"), want: "-serial unix:live: in use by another process"},
 		{args: boot("-serial", "unix:busy"), want: "-serial unix:busy: exists and is not a socket"},
 		{args: boot("-serial", "unix:no/such"), want: "-serial unix:no/such: no: no such file or directory"},
 

@@ -8,10 +8,12 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/unixsocket"
 )
 
 // ErrInUse is what an Open function returns for a target that another process uses.
-var ErrInUse = errors.New("in use by another vmm")
+var ErrInUse = unixsocket.ErrInUse
 
 // File appends the guest's output to a file. There is no input.
 type File struct {

@@ -25,7 +25,7 @@ func listenAndConnect(t *testing.T) (*Unix, net.Conn) {
 // connect returns a client that u has accepted.
 func connect(t *testing.T, u *Unix) net.Conn {
 	t.Helper()
-	client, err := net.Dial("unix", u.path)
+	client, err := net.Dial("unix", u.listener.Addr().String())
 	require.NoError(t, err)
 	t.Cleanup(func() { client.Close() })
 	_, err = client.Write([]byte("!"))
@@ -56,7 +56,7 @@ func TestUnixClientsComeAndGo(t *testing.T) {
 		require.NoError(t, client.Close())
 	}
 	require.NoError(t, u.Close())
-	require.NoFileExists(t, u.path)
+	require.NoFileExists(t, u.listener.Addr().String())
 	_, err = u.Write([]byte("x"))
 	require.ErrorIs(t, err, os.ErrClosed)
 	_, err = u.Read(make([]byte, 1))
@@ -78,7 +78,7 @@ func TestUnixInputOfAClientThatHasGone(t *testing.T) {
 
 func TestUnixClientsWaitForTheirTurn(t *testing.T) {
 	u, first := listenAndConnect(t)
-	second, err := net.Dial("unix", u.path)
+	second, err := net.Dial("unix", u.listener.Addr().String())
 	require.NoError(t, err)
 	defer second.Close()
 	_, err = second.Write([]byte("second"))
@@ -99,7 +99,7 @@ func TestListenUnixWhatIsThere(t *testing.T) {
 	dir := t.TempDir()
 	t.Run("a live socket", func(t *testing.T) {
 		u, _ := listenAndConnect(t)
-		_, err := ListenUnix(u.path)
+		_, err := ListenUnix(u.listener.Addr().String())
 		require.ErrorIs(t, err, ErrInUse)
 		require.NoError(t, u.Close())
 	})
