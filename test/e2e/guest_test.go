@@ -105,10 +105,11 @@ func (h *host) background(t *testing.T, ready, script string) *process {
 	return p
 }
 
-// scratch makes a sparse file of the size for the test, and returns its path. It lies in memory in the lab.
-func (h *host) scratch(t *testing.T, size string) string {
+// scratch makes a sparse file of the size below dir for the test, and returns its path. The lab has /tmp in memory, and
+// /var/tmp on its disk.
+func (h *host) scratch(t *testing.T, dir, size string) string {
 	t.Helper()
-	path := h.dir(t) + "/disk"
+	path := strings.TrimSpace(h.output(t, "mktemp -d -p "+dir)) + "/disk"
 	h.output(t, "truncate -s "+size+" "+path)
 	t.Cleanup(func() { h.cleanUp("rm -r " + filepath.Dir(path)) })
 	return path
@@ -210,23 +211,16 @@ func (h *host) cleanUp(script string) {
 // TestGuest looks at the guests that the devices are proved with, and at the host beside them.
 func TestGuest(t *testing.T) {
 	h := kvmHost(t)
-	for _, series := range []string{"6.1", "6.12"} {
-		t.Run(series, func(t *testing.T) {
-			g := guest{series: series, cpus: 2}.start(t, h)
-			require.Equal(t, series+".", strings.TrimSpace(g.sh("uname -r"))[:len(series)+1])
-			g.run("for tool in fio iperf3 ethtool ip mkfs.ext4 e2fsck fstrim blkdiscard lsblk kmod ps socat rngtest kexec ping traffic; do\n" +
-				"command -v $tool; done >/dev/null")
-			require.Equal(t, "1\n", g.sh("cat /sys/block/vda/ro"))
-			g.run("echo written >/usr/written")
-			require.Equal(t, "overlay\n", g.sh("stat -f -c %T / | sed s/overlayfs/overlay/"))
-			_, status := g.try("false")
-			require.Equal(t, 1, status)
-			require.Positive(t, g.resident())
-			require.Zero(t, g.end("poweroff"))
-		})
-	}
-	t.Run("shell ends", func(t *testing.T) {
+	t.Run("tools", func(t *testing.T) {
 		g := guest{}.start(t, h)
+		g.run("for tool in fio iperf3 ethtool ip mkfs.ext4 e2fsck fstrim blkdiscard lsblk kmod ps socat rngtest kexec ping traffic; do\n" +
+			"command -v $tool; done >/dev/null")
+		require.Equal(t, "1\n", g.sh("cat /sys/block/vda/ro"))
+		g.run("echo written >/usr/written")
+		require.Equal(t, "overlayfs\n", g.sh("stat -f -c %T /"))
+		_, status := g.try("false")
+		require.Equal(t, 1, status)
+		require.Positive(t, g.resident())
 		require.Zero(t, g.end("exit"))
 	})
 	t.Run("network", func(t *testing.T) {

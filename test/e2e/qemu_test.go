@@ -51,6 +51,9 @@ func qemuCommand(t *testing.T, vmm []string) []string {
 			if _, readonly := options["readonly"]; readonly {
 				drive += ",readonly=on"
 			}
+			if cache := options["cache"]; cache != "" {
+				drive += ",cache=" + cache
+			}
 			device := "virtio-blk-pci,drive=" + id
 			if serial := options["serial"]; serial != "" {
 				device += ",serial=" + serial

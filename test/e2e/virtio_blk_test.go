@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -10,23 +9,33 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// tree is a part of the disk that guests and the lab have in common: some thousand files of all sizes.
-const tree = "/usr/lib/python3.*"
+// tree is a part of the disk that guests and the lab have in common: some hundred files of all sizes.
+const tree = "/usr/lib/x86_64-linux-gnu/perl-base"
 
 // TestDisk has guests use disks as people do.
 func TestDisk(t *testing.T) {
 	for _, c := range []struct {
 		series       string
 		cpus, queues int
-	}{{"6.1", 1, 1}, {"6.12", 4, 4}} {
-		t.Run(fmt.Sprintf("%s,cpus=%d", c.series, c.cpus), func(t *testing.T) {
+		cache, dir   string
+	}{
+		{"6.1", 1, 1, "writeback", "/tmp"},
+		{"6.12", 4, 4, "none", "/var/tmp"}, // which takes a file system on a disk, not one in memory
+	} {
+		t.Run(fmt.Sprintf("%s,cpus=%d,cache=%s", c.series, c.cpus, c.cache), func(t *testing.T) {
 			h := kvmHost(t)
-			data, fixed := h.scratch(t, "1G"), h.scratch(t, "32M")
+			h.need(t, "e2fsck")
+			data, fixed := h.scratch(t, c.dir, "1G"), h.scratch(t, "/tmp", "32M")
 			h.output(t, "printf fixed | dd of="+fixed+" conv=notrunc status=none")
 			before := h.output(t, "sha256sum "+fixed)
 			args := []string{
-				"-disk", fmt.Sprintf("%s,serial=DATA-0123456789,queues=%d,discard", data, c.queues), "-disk", fixed + ",readonly,serial=FIXED",
+				"-disk", fmt.Sprintf("%s,serial=DATA-0123456789,queues=%d,cache=%s,discard", data, c.queues, c.cache), "-disk", fixed + ",readonly,serial=FIXED",
 			}
+			small := h.dir(t)
+			h.output(t, "mount -t tmpfs -o size=8M tmpfs "+small+"; yes | dd bs=1M count=4 iflag=fullblock of="+small+
+				"/disk status=none; truncate -s 64M "+small+"/disk")
+			t.Cleanup(func() { h.cleanUp("umount " + small) })
+			args = append(args, "-disk", small+"/disk,discard")
 			g := guest{series: c.series, cpus: c.cpus, args: args}.start(t, h)
 			t.Run("identity", func(t *testing.T) {
 				g.during(t)
@@ -71,55 +80,55 @@ echo $((yes * 2)) $zeros`))
 				g.run("umount /mnt; e2fsck -fn /dev/vdb >/dev/null")
 			})
 			checkLog(t, g)
+			t.Run("host out of space", func(t *testing.T) {
+				g.during(t)
+				output, status := g.try("dd if=/dev/zero of=/dev/vdd bs=1M seek=4 oflag=direct conv=notrunc")
+				require.NotZero(t, status)
+				require.Contains(t, output, "Input/output error")
+				require.Equal(t, "2097152\n", g.run("dd if=/dev/vdd bs=1M count=4 status=none | tr -dc y | wc -c"))
+				g.run("blkdiscard /dev/vdd; echo again | dd of=/dev/vdd bs=512 conv=notrunc,sync,fsync status=none")
+				require.Equal(t, "again\n", h.output(t, "head -c 6 "+small+"/disk"))
+			})
 			require.Zero(t, g.end("poweroff"))
 			h.output(t, "e2fsck -fn "+data)
 			require.Equal(t, before, h.output(t, "sha256sum "+fixed))
+			if c.cpus == 1 {
+				testDiskAgain(t, h, data)
+			}
+		})
+	}
+}
 
-			h.output(t, "truncate -s 1500M "+data)
-			g = guest{series: c.series, cpus: c.cpus, args: args}.start(t, h)
-			t.Run("grown", func(t *testing.T) {
-				g.during(t)
-				require.Equal(t, strconv.Itoa(1500<<20)+"\n", g.run("blockdev --getsize64 /dev/vdb"))
-				g.run("e2fsck -fp /dev/vdb >/dev/null; resize2fs /dev/vdb 2>/dev/null >&2; mkdir -p /mnt; mount /dev/vdb /mnt; diff -r " + tree + " /mnt/tree")
-			})
-			t.Run("killed", func(t *testing.T) {
-				g.during(t)
-				// Each number is printed when its file, and the folder with its name, are on the disk.
-				g.send("for i in $(seq 100000); do seq $i $((i+1000)) >/mnt/$i; sync /mnt/$i /mnt; echo synced-$i; done\n")
-				g.expect("synced-40\r\n")
-				g.kill()
-				printed := strings.Count(g.out.from(g.read), "synced-") + 40
-				mount := h.dir(t)
-				h.output(t, fmt.Sprintf(`set -e
+// testDiskAgain gives the disk that has the tree to another guest, larger than before, and kills that one's monitor.
+func testDiskAgain(t *testing.T, h *host, data string) {
+	t.Helper()
+	h.output(t, "truncate -s 1500M "+data)
+	g := guest{args: []string{"-disk", data}}.start(t, h)
+	t.Run("grown", func(t *testing.T) {
+		g.during(t)
+		require.Equal(t, strconv.Itoa(1500<<20)+"\n", g.run("blockdev --getsize64 /dev/vdb"))
+		g.run("e2fsck -fp /dev/vdb >/dev/null; resize2fs /dev/vdb 2>/dev/null >&2; mkdir -p /mnt; mount /dev/vdb /mnt; diff -r " + tree + " /mnt/tree")
+	})
+	t.Run("killed", func(t *testing.T) {
+		g.during(t)
+		// Each number is printed when its file, and the folder with its name, are on the disk.
+		g.send("for i in $(seq 100000); do seq $i $((i+1000)) >/mnt/$i; sync /mnt/$i /mnt; echo synced-$i; done\n")
+		synced := times(20, 500)
+		g.expect(fmt.Sprintf("synced-%d\r\n", synced))
+		g.kill()
+		synced += strings.Count(g.out.from(g.read), "\r\n")
+		mount := h.dir(t)
+		h.output(t, fmt.Sprintf(`set -e
 e2fsck -fp %[1]s || [ $? = 1 ]
 mount -o loop %[1]s %[2]s
 trap 'umount %[2]s' EXIT
 for i in $(seq %[3]d); do seq $i $((i+1000)) | cmp - %[2]s/$i; done
-diff -r %[4]s %[2]s/tree`, data, mount, printed-1, tree))
-			})
-		})
-	}
+diff -r %[4]s %[2]s/tree`, data, mount, synced, tree))
+	})
 }
 
 // fio returns the command that writes to vdb in all sizes, and reads what it has written. Arguments are added to it.
 func fio(args string) string {
 	return "fio --name=verify --filename=/dev/vdb --direct=1 --ioengine=libaio --rw=randwrite --bsrange=4k-1m --bs_unaligned=0 " +
 		"--verify=crc32c --verify_fatal=1 --group_reporting --minimal " + args + " >/tmp/fio 2>&1 || { tail -n 5 /tmp/fio; false; }"
-}
-
-// TestDiskFull has the host run out of space, of which the guest learns as an error of the one request.
-func TestDiskFull(t *testing.T) {
-	h := kvmHost(t)
-	h.need(t, "mount")
-	dir := h.dir(t)
-	h.output(t, "mount -t tmpfs -o size=8M tmpfs "+dir)
-	t.Cleanup(func() { h.cleanUp("umount " + dir) })
-	h.output(t, "truncate -s 64M "+dir+"/disk; yes | dd bs=1M count=4 iflag=fullblock of="+dir+"/disk conv=notrunc status=none")
-	g := guest{args: []string{"-disk", filepath.Join(dir, "disk") + ",discard"}}.start(t, h)
-	output, status := g.try("dd if=/dev/zero of=/dev/vdb bs=1M seek=4 oflag=direct conv=notrunc")
-	require.NotZero(t, status)
-	require.Contains(t, output, "Input/output error")
-	g.run("[ $(dd if=/dev/vdb bs=1M count=4 status=none | tr -dc y | wc -c) = $((2 << 20)) ]; blkdiscard /dev/vdb; echo again | dd of=/dev/vdb bs=512 conv=notrunc,sync,fsync status=none")
-	require.Zero(t, g.end("poweroff"))
-	require.Equal(t, "again\n", h.output(t, "head -c 6 "+dir+"/disk"))
 }

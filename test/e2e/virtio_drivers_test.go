@@ -20,7 +20,7 @@ func TestDrivers(t *testing.T) {
 			h.need(t, "mke2fs")
 			n.tap("tap0", 1500, 1)
 			n.background(t, "serving", "traffic serve tcp:"+hostIP+":9000")
-			data, next := h.scratch(t, "64M"), h.scratch(t, "64M")
+			data, next := h.scratch(t, "/tmp", "64M"), h.scratch(t, "/tmp", "64M")
 			// The next kernel is on a disk as well.
 			boot := h.dir(t)
 			h.output(t, "cp "+h.kernel("vmlinuz-"+c.series)+" "+boot+"/kernel; cp "+h.path("/boot/guest-"+c.series+".cpio")+" "+boot+
