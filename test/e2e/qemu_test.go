@@ -94,7 +94,8 @@ func qemuCommand(t *testing.T, vmm []string) []string {
 				target = "socket,server=on,wait=off,path=" + path
 			}
 			add("-chardev", target+",id="+id+" -device virtio-serial-pci -device virtconsole,chardev="+id)
-		case "-reboot": // QEMU ends
+		case "-reboot":
+			command = slices.DeleteFunc(command, func(arg string) bool { return arg == "-no-reboot" })
 		case "-serial":
 			at := slices.Index(command, "-serial")
 			command[at+1] = value()
