@@ -92,3 +92,19 @@ func (m *Memory) Close() error {
 	m.regions = nil
 	return errors.Join(errs...)
 }
+
+// discard gives the whole pages of a mapping back. One that is a part of a huge page makes the host split that: it is what
+// the guest has asked for, page by page; free page reporting comes in pieces that need no splitting.
+func discard(p []byte) error {
+	size := uintptr(unix.Getpagesize())
+	start := uintptr(unsafe.Pointer(unsafe.SliceData(p)))
+	skip := -start & (size - 1)
+	if uintptr(len(p)) < skip+size {
+		return nil
+	}
+	whole := p[skip:][:(uintptr(len(p))-skip)&^(size-1)]
+	if err := unix.Madvise(whole, unix.MADV_DONTNEED); err != nil {
+		return fmt.Errorf("discard %d bytes of guest memory: %w", len(whole), err)
+	}
+	return nil
+}

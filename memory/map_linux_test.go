@@ -132,3 +132,32 @@ func TestMapAligns(t *testing.T) {
 		require.Zero(t, uintptr(unsafe.Pointer(&r.Bytes[0]))%(2<<20))
 	}
 }
+
+func TestDiscard(t *testing.T) {
+	m, err := Map(Range{Start: 0x10_0000, Size: 4 << 20})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, m.Close()) }()
+	p, err := m.Slice(0x10_0000, 4<<20)
+	require.NoError(t, err)
+	for i := range p {
+		p[i] = 1
+	}
+	require.NoError(t, m.Discard(p[100:4096*3+5]))
+	require.NoError(t, m.Discard(p[4096*4+1:4096*5])) // no whole page
+	require.NoError(t, m.Discard(nil))
+	for i := range 6 {
+		want := byte(1)
+		if i == 1 || i == 2 {
+			want = 0
+		}
+		require.Equal(t, want, p[4096*i], "page %d", i)
+		require.Equal(t, want, p[4096*i+4095], "page %d", i)
+	}
+
+	s, err := FromSlices(Region{Start: 0, Bytes: []byte{1, 2, 3, 4}})
+	require.NoError(t, err)
+	q, err := s.Slice(1, 2)
+	require.NoError(t, err)
+	require.NoError(t, s.Discard(q))
+	require.Equal(t, []byte{0, 0}, q)
+}

@@ -95,3 +95,17 @@ func (m *Memory) Size() uint64 {
 	}
 	return n
 }
+
+// Discard gives the pages of p back to the host, when the guest has no use for what is in them: they read as zeroes, until
+// the guest writes to them again. P must be what [Memory.Slice] has returned, or a part of it. Pages that are in p only in
+// part stay as they are, and so does all of p where the host refuses.
+func (m *Memory) Discard(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	if !m.mapped {
+		clear(p)
+		return nil
+	}
+	return discard(p)
+}
