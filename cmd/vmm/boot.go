@@ -77,16 +77,15 @@ func (p *process) boot(args []string) (status int, err error) {
 		cfg.Initrd = initrd
 	}
 
-	set, err := p.openDevices(&o)
+	s := newSession(time.Duration(o.grace))
+	defer s.end()
+	set, err := p.openDevices(&o, s)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, set.Close()) }()
 	cfg.Virtio = set.devices
-
-	s := newSession(time.Duration(o.grace))
-	defer s.end()
-	port, err := p.openSerial(o.serial, s.onKey(p))
+	port, err := p.openLine("serial", o.serial, s.onKey(p))
 	if err != nil {
 		return 0, err
 	}
@@ -96,14 +95,17 @@ func (p *process) boot(args []string) (status int, err error) {
 		return 0, o.explain(err)
 	}
 	defer func() { err = errors.Join(err, s.vm.Close()) }()
-	if port.terminal {
+	close(s.ready)
+	if port.terminal || set.terminal {
 		if s.terminal, err = console.MakeRaw(p.stdin); err != nil {
 			return 0, err
 		}
 		defer func() { err = errors.Join(err, s.terminal.Restore()) }()
 	}
-	if port.notice != "" {
-		fmt.Fprintln(p.stderr, "vmm: "+port.notice)
+	for _, notice := range append(set.notices, port.notice) {
+		if notice != "" {
+			fmt.Fprintln(p.stderr, "vmm: "+notice)
+		}
 	}
 	status, err = s.run(p)
 	if o.debug {
@@ -115,6 +117,8 @@ func (p *process) boot(args []string) (status int, err error) {
 // session is the run of one machine in the foreground.
 type session struct {
 	vm       virtualMachine
+	ready    chan struct{}        // closed when vm is set
+	resize   func()               // tells the guest the terminal's size; nil if it has no use for that
 	terminal *console.RawTerminal // nil where the serial port is no terminal
 	grace    time.Duration
 
@@ -124,8 +128,8 @@ type session struct {
 
 // newSession takes over the signals, so that from now on none ends the process and leaves something behind.
 func newSession(grace time.Duration) *session {
-	s := &session{grace: grace, signals: make(chan os.Signal, 8), quit: make(chan struct{}, 1)}
-	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGCONT} {
+	s := &session{grace: grace, ready: make(chan struct{}), signals: make(chan os.Signal, 8), quit: make(chan struct{}, 1)}
+	for _, sig := range []os.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGCONT, syscall.SIGWINCH} {
 		if !signal.Ignored(sig) { // nohup(1) and a shell's & leave some so
 			signal.Notify(s.signals, sig)
 		}
@@ -135,13 +139,17 @@ func newSession(grace time.Duration) *session {
 
 func (s *session) end() { signal.Stop(s.signals) }
 
-// onKey returns what acts on the terminal's escape keys. The machine reads its line, and with it the keys, only when it
-// runs; s.vm is set by then.
+// onKey returns what acts on the terminal's escape keys. A virtio console reads its line, and with it the keys, already
+// before there is a machine.
 func (s *session) onKey(p *process) func(console.Key) {
 	return func(k console.Key) {
 		switch k {
 		case console.KeyBreak:
-			s.vm.SendBreak()
+			select {
+			case <-s.ready:
+				s.vm.SendBreak()
+			default:
+			}
 		case console.KeyHelp:
 			fmt.Fprint(p.stderr, keysHelp)
 		case console.KeyQuit:
@@ -159,12 +167,15 @@ func (s *session) onKey(p *process) func(console.Key) {
 // period's end, stop it.
 func (s *session) run(p *process) (status int, err error) {
 	// What came while the machine was built came too early for the guest.
-	select {
-	case sig := <-s.signals:
-		if sig != syscall.SIGCONT {
-			return 128 + int(sig.(syscall.Signal)), nil
+	for early := true; early; {
+		select {
+		case sig := <-s.signals:
+			if sig != syscall.SIGCONT && sig != syscall.SIGWINCH {
+				return 128 + int(sig.(syscall.Signal)), nil
+			}
+		default:
+			early = false
 		}
-	default:
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
@@ -192,6 +203,10 @@ func (s *session) run(p *process) (status int, err error) {
 			case sig == syscall.SIGCONT:
 				if s.terminal != nil {
 					_ = s.terminal.Resume() // the terminal may be gone, which is no reason to stop the guest
+				}
+			case sig == syscall.SIGWINCH:
+				if s.resize != nil {
+					s.resize()
 				}
 			case got != 0:
 				stop()

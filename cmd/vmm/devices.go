@@ -5,18 +5,25 @@ import (
 	"io"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"vmm/virtio"
+	"vmm/virtio/balloon"
+	virtioconsole "vmm/virtio/console"
 	"vmm/virtio/rng"
+	"vmm/virtio/vsock"
 )
 
 // deviceSet is the virtio devices of a machine, in the order of their places on the bus, and what is open behind them.
 type deviceSet struct {
-	devices []virtio.Device
-	behind  []io.Closer
+	devices  []virtio.Device
+	behind   []io.Closer
+	notices  []string // what the user must know to use them
+	terminal bool     // one of them is on the user's terminal
 }
 
 // openDevices makes what the flags ask for. The caller closes the set, after the machine.
-func (p *process) openDevices(o *bootOptions) (_ *deviceSet, err error) {
+func (p *process) openDevices(o *bootOptions, s *session) (_ *deviceSet, err error) {
 	set := &deviceSet{}
 	defer func() {
 		if err != nil {
@@ -40,6 +47,23 @@ func (p *process) openDevices(o *bootOptions) (_ *deviceSet, err error) {
 	if o.rng {
 		set.add(rng.New(rng.Config{}))
 	}
+	if o.console.kind != serialNone {
+		if err := p.openConsole(o, s, set); err != nil {
+			return nil, err
+		}
+	}
+	if o.balloon.on {
+		dev, err := balloon.New(balloon.Config{Target: uint64(o.balloon.target)})
+		if err != nil {
+			return nil, mistakef("-balloon=%s: %w", &o.balloon, err)
+		}
+		set.add(dev)
+	}
+	if o.vsock.path != "" {
+		if err := o.vsock.open(set); err != nil {
+			return nil, mistakef("-vsock %s: %w", &o.vsock, err)
+		}
+	}
 	return set, nil
 }
 
@@ -55,4 +79,90 @@ func (s *deviceSet) Close() error {
 		errs = append(errs, c.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// openConsole makes the virtio console. Where it is on the terminal, it has the terminal's size.
+func (p *process) openConsole(o *bootOptions, s *session, set *deviceSet) error {
+	port, err := p.openLine("console", o.console, s.onKey(p))
+	if err != nil {
+		return err
+	}
+	dev, err := virtioconsole.New(virtioconsole.Config{Line: port.line})
+	if err != nil {
+		return errors.Join(err, port.abandon())
+	}
+	set.add(dev, dev)
+	set.notices = append(set.notices, port.notice)
+	if set.terminal = port.terminal; port.terminal {
+		s.resize = func() {
+			if size, err := unix.IoctlGetWinsize(int(p.stdin.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
+				dev.Resize(size.Col, size.Row)
+			}
+		}
+		s.resize()
+	}
+	return nil
+}
+
+// balloonSize is the value of -balloon.
+type balloonSize struct {
+	on     bool
+	target memorySize
+}
+
+// balloonOn is -balloon without a value.
+const balloonOn = "on"
+
+// Set reads a size, or "on".
+func (b *balloonSize) Set(s string) error {
+	b.on = true
+	if s == balloonOn {
+		return nil
+	}
+	return b.target.Set(s)
+}
+
+func (b *balloonSize) String() string { return b.target.String() }
+
+// Type is the value's name in pflag's terms.
+func (b *balloonSize) Type() string { return "size" }
+
+// vsockTarget is the value of -vsock.
+type vsockTarget struct {
+	text string // as it was given
+	path string
+	cid  int
+}
+
+// Set reads path=PATH,cid=N.
+func (t *vsockTarget) Set(s string) error {
+	set, err := parseSettings(","+s, "path", "cid")
+	if err != nil {
+		return err
+	}
+	*t = vsockTarget{text: s, path: set.values["path"], cid: vsock.MinCID}
+	if t.path == "" {
+		return errors.New("needs a path (-vsock path=PATH)")
+	}
+	return set.number("cid", vsock.MinCID, 1<<32-2, &t.cid)
+}
+
+func (t *vsockTarget) String() string { return t.text }
+
+// Type is the value's name in pflag's terms.
+func (t *vsockTarget) Type() string { return "sockets" }
+
+// open listens on the path and makes the device.
+func (t *vsockTarget) open(set *deviceSet) error {
+	host, err := vsock.ListenUnix(t.path)
+	if err != nil {
+		return err
+	}
+	dev, err := vsock.New(vsock.Config{CID: uint64(t.cid), Dial: host.Dial})
+	if err != nil {
+		return errors.Join(err, host.Close())
+	}
+	host.Serve(dev)
+	set.add(dev, host)
+	return nil
 }

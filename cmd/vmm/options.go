@@ -23,6 +23,9 @@ type bootOptions struct {
 	disks            diskList
 	nics             nicList
 	rng              bool
+	console          serialTarget // none without -console
+	balloon          balloonSize
+	vsock            vsockTarget
 	grace            gracePeriod
 	reboot, noReboot bool
 	debug, debugExit bool
@@ -35,6 +38,7 @@ func (o *bootOptions) flags() *pflag.FlagSet {
 		memory:  machine.DefaultMemory,
 		cpus:    1,
 		serial:  serialTarget{kind: serialStdio},
+		console: serialTarget{kind: serialNone},
 		grace:   gracePeriod(30 * time.Second),
 	}
 	f := pflag.NewFlagSet("vmm", pflag.ContinueOnError)
@@ -48,6 +52,10 @@ func (o *bootOptions) flags() *pflag.FlagSet {
 	f.Var(&o.disks, "disk", "")
 	f.Var(&o.nics, "net", "")
 	f.BoolVar(&o.rng, "rng", false, "")
+	f.Var(&o.console, "console", "")
+	f.Var(&o.balloon, "balloon", "")
+	f.Lookup("balloon").NoOptDefVal = balloonOn
+	f.Var(&o.vsock, "vsock", "")
 	f.Var(&o.grace, "grace", "")
 	f.BoolVar(&o.reboot, "reboot", false, "")
 	f.BoolVar(&o.noReboot, "no-reboot", false, "")
@@ -57,6 +65,9 @@ func (o *bootOptions) flags() *pflag.FlagSet {
 	f.BoolVar(&o.help, "help", false, "")
 	return f
 }
+
+// virtioCmdline is machine.DefaultCmdline for a guest whose console is the virtio console.
+const virtioCmdline = "console=hvc0 panic=-1"
 
 const help = `Usage: vmm -kernel FILE [flags]     boot a Linux kernel in a virtual machine
        vmm probe [-json]            tell what this host's KVM offers and lacks
@@ -104,6 +115,15 @@ Flags, with one dash or two:
                    a network card on a socket where passt listens, or any other that
                    knows QEMU's stream network: needs no root
   -rng             an entropy device: /dev/hwrng of a Linux guest
+  -console TARGET  a virtio console, hvc0 of a Linux guest, with the targets of -serial.
+                   On stdio it is the terminal, -serial is none, and the kernel's
+                   console is hvc0, where the command line doesn't say otherwise
+  -balloon         a balloon: what the guest has free goes back to the host;
+                   -balloon=SIZE has it give up that much from the start
+  -vsock path=PATH[,cid=N]
+                   sockets to the guest (AF_VSOCK), whose address is N (default 3): a
+                   program connects to PATH, writes "CONNECT port" and reads "OK port";
+                   a guest that connects to a port of the host's reaches PATH_port
   -reboot          boot again when the guest resets itself
   -no-reboot       end when the guest resets itself (default)
   -grace TIME      how long a guest that SIGTERM (or SIGHUP or SIGINT) tells to power
@@ -134,14 +154,26 @@ func helpText() string {
 
 // parse reads args and checks what concerns the flags alone.
 func (o *bootOptions) parse(args []string) error {
-	if err := parseFlags(o.flags(), args, o.operandHint); err != nil {
+	flags := o.flags()
+	if err := parseFlags(flags, args, o.operandHint); err != nil {
 		return err
+	}
+	if o.console.kind == serialStdio {
+		// Whoever wants the virtio console on the terminal wants it for the console.
+		if !flags.Changed("serial") {
+			o.serial = serialTarget{kind: serialNone}
+		}
+		if !flags.Changed("cmdline") {
+			o.cmdline = virtioCmdline
+		}
 	}
 	switch {
 	case o.help || o.version:
 		return nil
 	case o.reboot && o.noReboot:
 		return errors.New("-reboot and -no-reboot: only one of them can be")
+	case o.serial.kind == serialStdio && o.console.kind == serialStdio:
+		return errors.New("-serial stdio and -console stdio: only one of them can be")
 	case o.kernel == "":
 		return errors.New(`-kernel: missing (see "vmm -help")`)
 	}

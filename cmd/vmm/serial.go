@@ -8,7 +8,7 @@ import (
 	"vmm/cmd/vmm/internal/console"
 )
 
-// serialTarget is the value of -serial.
+// serialTarget is the value of -serial and of -console.
 type serialTarget struct {
 	kind serialKind
 	path string // of a file or a socket
@@ -47,7 +47,7 @@ func (t *serialTarget) String() string {
 // Type is the value's name in pflag's terms.
 func (t *serialTarget) Type() string { return "target" }
 
-// serialPort is the host's end of the guest's serial port.
+// serialPort is the host's end of the guest's serial port, or of its virtio console.
 type serialPort struct {
 	line     io.ReadWriteCloser // nil for none
 	abandon  func() error       // closes a line that no machine took, and removes what its opening made
@@ -55,8 +55,11 @@ type serialPort struct {
 	notice   string             // what the user must know to use it
 }
 
-// openSerial opens the target. onKey hears of the escape keys of a terminal.
-func (p *process) openSerial(t serialTarget, onKey func(console.Key)) (port serialPort, err error) {
+// portNames are what the flags' ports are called.
+var portNames = map[string]string{"serial": "serial port", "console": "virtio console"}
+
+// openLine opens the target that flag names. onKey hears of the escape keys of a terminal.
+func (p *process) openLine(flag string, t serialTarget, onKey func(console.Key)) (port serialPort, err error) {
 	switch t.kind {
 	case serialStdio:
 		cfg := console.StdioConfig{In: p.stdin, Out: p.stdout}
@@ -71,20 +74,20 @@ func (p *process) openSerial(t serialTarget, onKey func(console.Key)) (port seri
 	case serialFile:
 		line, err := console.OpenFile(t.path)
 		if err != nil {
-			return port, mistakef("-serial %s: %w", &t, err)
+			return port, mistakef("-%s %s: %w", flag, &t, err)
 		}
 		port.line, port.abandon = line, line.Abandon
 	case serialPTY:
 		line, err := console.OpenPTY()
 		if err != nil {
-			return port, mistakef("-serial %s: %w", &t, err)
+			return port, mistakef("-%s %s: %w", flag, &t, err)
 		}
 		port.line, port.abandon = line, line.Close
-		port.notice = "serial port is " + line.Name()
+		port.notice = portNames[flag] + " is " + line.Name()
 	case serialUnix:
 		line, err := console.ListenUnix(t.path)
 		if err != nil {
-			return port, mistakef("-serial %s: %w", &t, err)
+			return port, mistakef("-%s %s: %w", flag, &t, err)
 		}
 		port.line, port.abandon = line, line.Close
 	case serialNone:
