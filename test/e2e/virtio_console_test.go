@@ -14,38 +14,34 @@ import (
 
 // TestConsole has a person log in on hvc0, and moves bytes through it.
 func TestConsole(t *testing.T) {
-	for _, series := range []string{"6.1", "6.12"} {
-		t.Run(series, func(t *testing.T) {
-			h := kvmHost(t)
-			h.needDisk(t)
-			path := h.dir(t) + "/console"
-			attach := h.carry(t, build(t, "./test/e2e/attach"))
-			g := guest{series: series, args: []string{"-console", "unix:" + path}}.start(t, h)
-			g.run("[ -c /dev/hvc0 ]; setsid agetty -L hvc0 linux >/dev/null 2>&1 &")
-			client := h.start(t, attach, path)
-			client.send("\r")
-			client.expect("guest login: ")
-			client.send("root\r")
-			client.expect("# ")
-			client.send("stty -echo; PS1=; tty; whoami; echo said''-so\r")
-			require.Regexp(t, `\n/dev/hvc0\r\nroot\r\n$`, client.expect("said-so\r\n"))
+	h := kvmHost(t)
+	h.needDisk(t)
+	path := h.dir(t) + "/console"
+	attach := h.carry(t, build(t, "./test/e2e/attach"))
+	g := guest{series: "6.1", args: []string{"-console", "unix:" + path}}.start(t, h)
+	g.run("[ -c /dev/hvc0 ]; setsid agetty -L hvc0 linux >/dev/null 2>&1 &")
+	client := h.start(t, attach, path)
+	client.send("\r")
+	client.expect("guest login: ")
+	client.send("root\r")
+	client.expect("# ")
+	client.send("stty -echo; PS1=; tty; whoami; echo said''-so\r")
+	require.Regexp(t, `\n/dev/hvc0\r\nroot\r\n$`, client.expect("said-so\r\n"))
 
-			var text strings.Builder
-			for i := 0; text.Len() < 256<<10; i++ {
-				fmt.Fprintf(&text, "%07d ", i)
-			}
-			sum := sha256.Sum256([]byte(text.String()))
-			client.send(fmt.Sprintf("stty raw; echo go''; head -c %d >/tmp/in; sha256sum </tmp/in; cat /tmp/in; stty sane -echo; echo after''wards\r",
-				text.Len()))
-			client.expect("go\n")
-			client.send(text.String())
-			client.expect(hex.EncodeToString(sum[:]) + "  -\n")
-			requireSame(t, text.String(), client.expect("afterwards\r\n"))
-			checkLog(t, g)
-			require.Zero(t, g.end("poweroff"))
-			require.Zero(t, client.wait())
-		})
+	var text strings.Builder
+	for i := 0; text.Len() < 256<<10; i++ {
+		fmt.Fprintf(&text, "%07d ", i)
 	}
+	sum := sha256.Sum256([]byte(text.String()))
+	client.send(fmt.Sprintf("stty raw; echo go''; head -c %d >/tmp/in; sha256sum </tmp/in; cat /tmp/in; stty sane -echo; echo after''wards\r",
+		text.Len()))
+	client.expect("go\n")
+	client.send(text.String())
+	client.expect(hex.EncodeToString(sum[:]) + "  -\n")
+	requireSame(t, text.String(), client.expect("afterwards\r\n"))
+	checkLog(t, g)
+	require.Zero(t, g.end("poweroff"))
+	require.Zero(t, client.wait())
 }
 
 // TestConsoleTerminal has a guest with no other console than hvc0, on a terminal whose size changes.

@@ -44,12 +44,8 @@ func TestNet(t *testing.T) {
 				} {
 					require.Contains(t, features, want)
 				}
-				workers := strings.TrimSpace(h.output(t, "ps -eL -o comm= | grep -c '^vhost-"+g.pid+"$' || true"))
-				if c.vhost == "on" {
-					require.NotEqual(t, "0", workers, "the kernel moves the frames")
-				} else {
-					require.Equal(t, "0", workers, "the monitor moves the frames")
-				}
+				files := h.output(t, "ls -l /proc/"+g.pid+"/fd")
+				require.Equal(t, c.vhost == "on", strings.Contains(files, "/dev/vhost-net"), "the host's kernel moves the frames")
 			})
 			t.Run("ping", func(t *testing.T) {
 				g.during(t)
@@ -99,7 +95,7 @@ func TestNet(t *testing.T) {
 			}
 			t.Run("connections", func(t *testing.T) {
 				g.during(t)
-				t.Log(strings.TrimSpace(g.run(fmt.Sprintf("traffic connect -n %d -parallel 16 tcp:%s:9000", times(1000, 10_000), hostIP))))
+				t.Log(strings.TrimSpace(g.run(fmt.Sprintf("traffic connect -n %d -parallel 16 tcp:%s:9000", times(500, 10_000), hostIP))))
 			})
 			t.Run("throughput", func(t *testing.T) {
 				g.during(t)
@@ -139,24 +135,21 @@ func iperf(t *testing.T, report string) float64 {
 	return sum.Bits / 1e6
 }
 
-// TestNetVanishes ends a monitor in the middle of traffic, and gives its TAP to another.
+// TestNetVanishes ends a monitor in the middle of traffic, and looks at what it leaves behind: nothing that keeps others from
+// the TAP, which it may have found or made.
 func TestNetVanishes(t *testing.T) {
 	h := kvmHost(t)
 	n := h.network(t)
 	n.tap("tap0", 1500, 1)
 	n.background(t, "serving", "traffic serve tcp:"+hostIP+":9000")
-	for _, last := range []bool{false, true} {
-		g := guest{args: []string{"-net", "tap,ifname=tap0"}, under: n.under()}.start(t, h)
-		setNetwork(g)
-		g.run("traffic connect -up 100000 -down 100000 tcp:" + hostIP + ":9000")
-		if last {
-			require.Zero(t, g.end("poweroff"))
-			continue
-		}
-		g.send("traffic connect -up 10000000000 -down 10000000000 tcp:" + hostIP + ":9000 & sleep 1; echo under''-way\n")
-		g.expect("under-way\r\n")
-		g.kill()
-	}
+	g := guest{args: []string{"-net", "tap,ifname=tap0", "-net", "tap,ifname=tap1"}, under: n.under()}.start(t, h)
+	setNetwork(g)
+	n.output(t, "ip link show tap1")
+	g.send("traffic connect -up 10000000000 -down 10000000000 tcp:" + hostIP + ":9000 & sleep 1; echo under''-way\n")
+	g.expect("under-way\r\n")
+	g.kill()
+	require.Contains(t, n.output(t, "ip link show tap0"), "NO-CARRIER")
+	n.output(t, "! ip link show tap1 2>/dev/null")
 }
 
 // TestNetStream has a guest talk over passt, which is a user's way to the host's network without a TAP.
@@ -176,8 +169,8 @@ ip route add default via 10.8.0.1`)
 	n.background(t, "You can now start", "passt --foreground --stderr --no-dhcp-dns --runas 0 --socket "+socket+" -t 7000 2>&1")
 	g := guest{args: []string{"-net", "stream=unix:" + socket}, under: n.under()}.start(t, h)
 	g.run("ip link set eth0 up; ip addr add 10.8.0.2/24 dev eth0; ip route add default via 10.8.0.1")
-	t.Log(strings.TrimSpace(g.run("traffic connect -n 200 -parallel 8 tcp:10.8.0.1:9000")))
-	t.Log(strings.TrimSpace(g.run("traffic connect -up 10000000 -down 10000000 tcp:10.8.0.1:9000")))
+	t.Log(strings.TrimSpace(g.run("traffic connect -n 100 -parallel 8 tcp:10.8.0.1:9000")))
+	t.Log(strings.TrimSpace(g.run("traffic connect -up 3000000 -down 3000000 tcp:10.8.0.1:9000")))
 	g.run("traffic serve tcp::7000 >/tmp/serving & until [ -s /tmp/serving ]; do sleep 0.1; done")
 	n.output(t, "traffic connect -n 20 -up 10000 -down 10000 tcp:127.0.0.1:7000")
 	checkLog(t, g)

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -73,14 +75,12 @@ func receive(r io.Reader, seed, n uint64) error {
 func ask(conn io.ReadWriter, up, down uint64) error {
 	sent := make(chan error, 1)
 	go func() {
+		w := bufio.NewWriterSize(conn, blockSize) // what is little goes out at once
 		header := make([]byte, headerSize)
 		binary.LittleEndian.PutUint64(header, up)
 		binary.LittleEndian.PutUint64(header[8:], down)
-		_, err := conn.Write(header)
-		if err == nil {
-			err = send(conn, upSeed, up)
-		}
-		sent <- err
+		_, err := w.Write(header)
+		sent <- errors.Join(err, send(w, upSeed, up), w.Flush())
 	}()
 	if err := receive(conn, downSeed, down); err != nil {
 		return err
@@ -103,16 +103,17 @@ func answer(conn io.ReadWriter) error {
 	}
 	up, down := binary.LittleEndian.Uint64(header[:]), binary.LittleEndian.Uint64(header[8:])
 	sent := make(chan error, 1)
-	go func() { sent <- send(conn, downSeed, down) }()
+	w := bufio.NewWriterSize(conn, blockSize)
+	go func() { sent <- send(w, downSeed, down) }()
 	received := receive(conn, upSeed, up)
 	if err := <-sent; err != nil {
 		return err
 	}
-	var verdict [1]byte
+	verdict := byte(0)
 	if received != nil {
-		verdict[0] = 1
+		verdict = 1
 	}
-	if _, err := conn.Write(verdict[:]); err != nil {
+	if err := errors.Join(w.WriteByte(verdict), w.Flush()); err != nil {
 		return fmt.Errorf("the verdict: %w", err)
 	}
 	return received
