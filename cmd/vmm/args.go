@@ -20,7 +20,7 @@ func parseFlags(flags *pflag.FlagSet, args []string, operandHint func(string) st
 		var bad *pflag.InvalidValueError
 		switch {
 		case !errors.As(err, &bad):
-		case bad.GetFlag().NoOptDefVal != "": // a switch: the error is strconv's
+		case bad.GetFlag().NoOptDefVal == "true": // a switch: the error is strconv's
 			return fmt.Errorf("-%s=%s: takes no value, or true or false", bad.GetFlag().Name, bad.GetValue())
 		default:
 			return fmt.Errorf("-%s %s: %w", bad.GetFlag().Name, bad.GetValue(), bad.Unwrap())

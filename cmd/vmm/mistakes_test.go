@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"vmm/block"
 	"vmm/cmd/vmm/internal/console"
 	"vmm/machine"
 )
@@ -29,6 +30,11 @@ func TestMistakes(t *testing.T) {
 	live, err := net.Listen("unix", "live")
 	require.NoError(t, err)
 	defer live.Close()
+	require.NoError(t, os.WriteFile("disk", make([]byte, 4096), 0o600))
+	require.NoError(t, os.WriteFile("locked", make([]byte, 4096), 0o600))
+	locked, err := block.Open("locked", block.Options{ReadOnly: true})
+	require.NoError(t, err)
+	defer locked.Close()
 	before := list(t)
 
 	boot := func(args ...string) []string { return append([]string{"-kernel", "bzImage"}, args...) }
@@ -83,6 +89,41 @@ func TestMistakes(t *testing.T) {
 		{args: boot("-serial", "unix:live"), want: "-serial unix:live: in use by another process"},
 		{args: boot("-serial", "unix:busy"), want: "-serial unix:busy: exists and is not a socket"},
 		{args: boot("-serial", "unix:no/such"), want: "-serial unix:no/such: no: no such file or directory"},
+
+		{args: boot("-disk", ""), want: "-disk : needs a path (-disk PATH,readonly)"},
+		{args: boot("-disk", "missing"), want: "-disk missing: no such file or directory"},
+		{args: boot("-disk", "dir"), want: "-disk dir: is a directory"},
+		{args: boot("-disk", "empty"), want: "-disk empty: is empty"},
+		{args: boot("-disk", "fifo"), want: "-disk fifo: neither a file nor a block device"},
+		{args: boot("-disk", "locked"), want: "-disk locked: in use by another process or disk: an image can have one writer, or several readers"},
+		{args: boot("-disk", "disk", "-disk", "disk"), want: "-disk disk: in use by another process or disk: an image can have one writer, or several readers"},
+		{args: boot("-disk", "disk,read-only"), want: `-disk disk,read-only: "read-only": no such setting (there are readonly, serial, id, queues, cache, discard)`},
+		{args: boot("-disk", "disk,readonly=maybe"), want: "-disk disk,readonly=maybe: readonly=maybe: not on or off"},
+		{args: boot("-disk", "disk,queues=0"), want: "-disk disk,queues=0: queues=0: not a number from 1 to 64"},
+		{args: boot("-disk", "disk,queues=1,queues=2"), want: "-disk disk,queues=1,queues=2: queues: given twice"},
+		{args: boot("-disk", "disk,cache=fast"), want: "-disk disk,cache=fast: cache=fast: not one of writeback, none, unsafe"},
+		{args: boot("-disk", "disk,serial=123456789012345678901"), want: "-disk disk,serial=123456789012345678901: serial=123456789012345678901: 21 bytes, at most 20"},
+		{args: boot("-disk", "a,id=x", "-disk", "b,id=x"), want: "-disk b,id=x: id=x: another disk has it"},
+		{args: boot("-disk", "disk"), refuse: refused("Kernel", "bad"), want: "-kernel bzImage: bad"},
+		{args: boot("-net", "bridge"), want: "-net bridge: not a network (use tap or stream=unix:PATH)"},
+		{args: boot("-net", "stream="), want: "-net stream=: not a network (use tap or stream=unix:PATH)"},
+		{args: boot("-net", "stream=unix:x,queues=2"), want: "-net stream=unix:x,queues=2: queues: is for tap only"},
+		{args: boot("-net", "stream=unix:none"), want: "-net stream=unix:none: no such file or directory (nobody listens there: start passt --socket none first)"},
+		{args: boot("-net", "stream=tcp:1"), want: "-net stream=tcp:1: not an address (use unix:PATH)"},
+		{args: boot("-net", "tap,mac=1:2"), want: "-net tap,mac=1:2: mac=1:2: not a unicast address (use for example 52:54:00:12:34:56)"},
+		{args: boot("-net", "tap,mac=01:00:00:00:00:01"), want: "-net tap,mac=01:00:00:00:00:01: mac=01:00:00:00:00:01: not a unicast address (use for example 52:54:00:12:34:56)"},
+		{args: boot("-net", "tap,mtu=10"), want: "-net tap,mtu=10: mtu=10: not a number from 68 to 65535"},
+		{args: boot("-net", "tap,vhost=yes"), want: "-net tap,vhost=yes: vhost=yes: not one of auto, on, off"},
+		{args: boot("-net", "tap,ifname=a-name-that-is-too-long"), want: `-net tap,ifname=a-name-that-is-too-long: interface name "a-name-that-is-too-long": at most 15 bytes`},
+		{args: boot("-console", "modem"), want: "-console modem: not a serial target (use stdio, file:PATH, pty, unix:PATH or none)"},
+		{args: boot("-console", "unix:live"), want: "-console unix:live: in use by another process"},
+		{args: boot("-console", "stdio", "-serial", "stdio"), want: "-serial stdio and -console stdio: only one of them can be"},
+		{args: boot("-console", "unix:new"), refuse: refused("Kernel", "bad"), want: "-kernel bzImage: bad"},
+		{args: boot("-balloon=much"), want: "-balloon much: not a size (use for example 512M or 2G)"},
+		{args: boot("-vsock", "cid=3"), want: "-vsock cid=3: needs a path (-vsock path=PATH)"},
+		{args: boot("-vsock", "path=new,cid=2"), want: "-vsock path=new,cid=2: cid=2: not a number from 3 to 4294967294"},
+		{args: boot("-vsock", "path=live"), want: "-vsock path=live: in use by another process"},
+		{args: boot("-vsock", "path=new"), refuse: refused("Kernel", "bad"), want: "-kernel bzImage: bad"},
 
 		// What was opened before the machine refused goes again.
 		{args: boot("-serial", "file:new"), refuse: refused("Kernel", "bad"), want: "-kernel bzImage: bad"},
