@@ -1,6 +1,6 @@
 // Command bench measures vmm beside QEMU, prints the figures and writes them into docs/benchmarks.md, which explains them:
 //
-//	bench [-starts 9] [-boots 5] [-o docs/benchmarks.md]
+//	bench [-starts 9] [-boots 5] [-rounds 3] [-o docs/benchmarks.md]
 //
 // On this machine's KVM it measures all that this KVM can run, as root, for the kernel's tracing belongs to root; what is
 // left, in the nested lab. It wants bin/vmm and out/u-root.cpio built, and QEMU installed.
@@ -33,6 +33,7 @@ func main() {
 	var b bench
 	flag.IntVar(&b.starts, "starts", 9, "timed starts of each monitor with each kernel")
 	flag.IntVar(&b.boots, "boots", 5, "timed boots of each monitor with each kernel")
+	flag.IntVar(&b.rounds, "rounds", 3, "times that each figure of the devices is measured; 0 leaves them out")
 	output := flag.String("o", "docs/benchmarks.md", "write the results into this `page`; nowhere if empty")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
@@ -46,7 +47,7 @@ func main() {
 
 // bench is one run of the command.
 type bench struct {
-	starts, boots int
+	starts, boots, rounds int
 
 	qemu         string // the program
 	dir          string // for what is made for this run
@@ -77,6 +78,9 @@ func (b *bench) main(ctx context.Context, page string) (err error) {
 	}
 	if !whole {
 		if r.Lab, err = b.measureInLab(ctx); err != nil {
+			return err
+		}
+		if r.Devices, err = b.measureDevices(ctx); err != nil {
 			return err
 		}
 	}
@@ -184,7 +188,49 @@ func (b *bench) measureInLab(ctx context.Context) (*measure.Report, error) {
 	maps.Copy(files, qemu)
 	files["/lab/runner"], files[p.Init] = b.runner, b.init
 	fmt.Fprintln(os.Stderr, "bench: in the nested lab")
-	l, err := lab.Start(ctx, lab.Config{Files: files})
+	return b.runInLab(ctx, lab.Config{Files: files}, input)
+}
+
+// measureDevices measures the virtio devices in a lab whose disk has QEMU, and fio and iperf3 for the guests.
+func (b *bench) measureDevices(ctx context.Context) (*measure.Report, error) {
+	if b.rounds == 0 {
+		return nil, nil
+	}
+	series := lab.Series()[0]
+	files, err := lab.Standard(ctx, ".", series)
+	if err != nil {
+		return nil, err
+	}
+	initrd, _, err := lab.Guest(ctx, series)
+	if err != nil {
+		return nil, err
+	}
+	traffic, err := lab.Traffic(ctx)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := lab.Rootfs(ctx, ".")
+	if err != nil {
+		return nil, err
+	}
+	p := b.plan()
+	p.VMM, p.QEMU, p.StartRuns, p.BootRuns = "/usr/local/bin/vmm", "/usr/bin/qemu-system-x86_64", 0, 0
+	p.Devices = &measure.DevicePlan{
+		Kernel: measure.Kernel{Name: "vmlinuz-" + series, Path: "/boot/vmlinuz-" + series}, Initrd: "/lab/guest.cpio",
+		Root: lab.GuestDisk, Rounds: b.rounds, Seconds: 4, Traffic: "/lab/traffic",
+	}
+	maps.Copy(files, map[string]string{"/lab/runner": b.runner, "/lab/guest.cpio": initrd, "/lab/traffic": traffic})
+	input, err := json.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintln(os.Stderr, "bench: devices, in the nested lab")
+	return b.runInLab(ctx, lab.Config{Files: files, Disk: disk, GuestDisk: disk}, input)
+}
+
+// runInLab has the runner measure in a lab of its own.
+func (b *bench) runInLab(ctx context.Context, cfg lab.Config, input []byte) (*measure.Report, error) {
+	l, err := lab.Start(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}

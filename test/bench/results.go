@@ -23,6 +23,7 @@ type results struct {
 	Starts, Boots int
 	Own           *measure.Report `json:",omitempty"` // on this machine's KVM
 	Lab           *measure.Report `json:",omitempty"`
+	Devices       *measure.Report `json:",omitempty"` // in a lab of its own
 }
 
 // describeMachine returns in a line what the figures come from.
@@ -61,7 +62,7 @@ func (r *results) markdown() string {
 	for _, place := range []struct {
 		name   string
 		report *measure.Report
-	}{{"On this machine's KVM", r.Own}, {"In the nested lab", r.Lab}} {
+	}{{"On this machine's KVM", r.Own}, {"In the nested lab", r.Lab}, {"Devices, in the nested lab", r.Devices}} {
 		if place.report != nil {
 			fmt.Fprintf(&out, "\n### %s (Linux %s)\n", place.name, place.report.Host)
 			writeReport(&out, place.report)
@@ -92,6 +93,15 @@ func writeReport(out *strings.Builder, r *measure.Report) {
 		writeExits(out, r.Exits)
 		writePlaces(out, r.Exits)
 	}
+	if len(r.Disks) > 0 {
+		out.WriteString("\nvirtio-blk, a raw file in the host's page cache, fio with libaio in the guest; more is better. " +
+			"The goals are QEMU's at queue depth 1, and more than QEMU's at 32:\n\n")
+		writeRates(out, r.Disks)
+	}
+	if len(r.Nets) > 0 {
+		out.WriteString("\nvirtio-net on a TAP, MTU 1500, iperf3 and traffic in the guest; more is better:\n\n")
+		writeRates(out, r.Nets)
+	}
 	if len(r.Sizes) > 0 {
 		fmt.Fprintf(out, "\nResident beyond the guest's memory while the guest idles, in MiB; the goal is less than %d:\n\n", sizeGoal>>20)
 		writeSizes(out, r.Sizes)
@@ -117,6 +127,35 @@ func writeTimes(out *strings.Builder, all []measure.Times, unit float64, goals m
 		at := func(i int) string { return fmt.Sprintf("%.4g", q[i]*unit) }
 		fmt.Fprintf(out, "| %s | %s | %s | %s – %s | %s – %s | %s | %s |\n",
 			t.Kernel, t.Monitor, at(2), at(1), at(3), at(0), at(4), part, met)
+	}
+}
+
+// writeRates writes a table of rates, with those of one test together. A row of QEMU's has how many times as much vmm does
+// with the same setting.
+func writeRates(out *strings.Builder, all []measure.Rates) {
+	out.WriteString("| test | monitor | median | range | unit | vmm's is … times it |\n|---|---|--:|--:|---|--:|\n")
+	var tests []string
+	for _, r := range all {
+		if !slices.Contains(tests, r.Test) {
+			tests = append(tests, r.Test)
+		}
+	}
+	for _, test := range tests {
+		vmm := map[string]float64{} // by setting: what follows the comma in the monitor's name
+		for _, r := range all {
+			if r.Test != test {
+				continue
+			}
+			q := quartiles(r.PerSecond)
+			name, setting, _ := strings.Cut(r.Monitor, ",")
+			times := ""
+			if name == measure.VMM {
+				vmm[setting] = q[2]
+			} else {
+				times = fmt.Sprintf("%.2f", vmm[setting]/q[2])
+			}
+			fmt.Fprintf(out, "| %s | %s | %.0f | %.0f – %.0f | %s | %s |\n", test, r.Monitor, q[2], q[0], q[4], r.Unit, times)
+		}
 	}
 }
 

@@ -23,6 +23,8 @@ type Plan struct {
 	StartRuns int // of each monitor with each kernel
 	Boots     []Kernel
 	BootRuns  int // the same, of those that are timed
+
+	Devices *DevicePlan `json:",omitempty"` // nil: not measured
 }
 
 // Kernel is a guest's.
@@ -38,6 +40,8 @@ type Report struct {
 	Boots  []Times
 	Exits  []Exits
 	Sizes  []Size
+	Disks  []Rates
+	Nets   []Rates
 }
 
 // Times are those of one monitor with one kernel.
@@ -109,6 +113,11 @@ func Run(ctx context.Context, p *Plan, progress func(format string, args ...any)
 			return nil, fmt.Errorf("time from exec to init: %w", err)
 		}
 		r.Boots = append(r.Boots, times...)
+	}
+	if p.Devices != nil {
+		if err := p.measureDevices(ctx, r, progress); err != nil {
+			return nil, err
+		}
 	}
 	if len(p.Boots) == 0 {
 		return r, nil
