@@ -20,7 +20,6 @@ package balloon
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"sync"
@@ -134,19 +133,7 @@ func (d *Device) OnConfigChange(changed func()) { d.notify = changed }
 // Serve implements virtio.Device.
 func (d *Device) Serve(ctx context.Context, a virtio.Activation) error {
 	d.actual.Store(0)
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var serving sync.WaitGroup
-	serve := func(q *virtqueue.Queue, f func(context.Context, *virtqueue.Queue) error) {
-		if q == nil {
-			return
-		}
-		serving.Go(func() {
-			if err := f(ctx, q); err != nil {
-				cancel(err)
-			}
-		})
-	}
+	g := virtio.NewGroup(ctx)
 	chains := func(handle func(c *virtqueue.Chain)) func(context.Context, *virtqueue.Queue) error {
 		return func(ctx context.Context, q *virtqueue.Queue) error {
 			return q.Serve(ctx, func(c *virtqueue.Chain) uint32 {
@@ -156,20 +143,18 @@ func (d *Device) Serve(ctx context.Context, a virtio.Activation) error {
 		}
 	}
 	i := inflater{d: d, mem: a.Memory}
-	serve(a.Queues[inflateQueue], chains(i.inflate))
-	serve(a.Queues[deflateQueue], chains(func(*virtqueue.Chain) {}))
+	g.Serve(a.Queues[inflateQueue], chains(i.inflate))
+	g.Serve(a.Queues[deflateQueue], chains(func(*virtqueue.Chain) {}))
 	next := firstOther
 	if a.Features.Has(featureStatsVQ) {
-		serve(a.Queues[next], d.stats.serve)
+		g.Serve(a.Queues[next], d.stats.serve)
 		next++
 	}
 	if a.Features.Has(featureReporting) {
-		serve(a.Queues[next], chains(func(c *virtqueue.Chain) { d.report(a.Memory, c) }))
+		g.Serve(a.Queues[next], chains(func(c *virtqueue.Chain) { d.report(a.Memory, c) }))
 	}
-	<-ctx.Done()
-	serving.Wait()
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return fmt.Errorf("balloon: %w", cause)
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("balloon: %w", err)
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"runtime"
 	"sync"
 
 	"vmm/virtio/virtqueue"
@@ -76,9 +75,6 @@ func (d *Device) Stats(ctx context.Context) (Stats, error) {
 }
 
 func (s *statistics) serve(ctx context.Context, q *virtqueue.Queue) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	defer q.WakeWhenDone(ctx)()
 	s.attach(q)
 	defer s.attach(nil)
 	var c virtqueue.Chain
@@ -103,10 +99,7 @@ func (s *statistics) serve(ctx context.Context, q *virtqueue.Queue) error {
 			q.Notify()
 			continue
 		}
-		if !held && q.EnableKicks() {
-			continue
-		}
-		if err := q.Wait(); err != nil {
+		if err := q.Sleep(); err != nil {
 			return err
 		}
 	}

@@ -40,7 +40,6 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
-	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -246,25 +245,13 @@ func (*Device) WriteConfig(uint32, []byte) {}
 
 // Serve implements virtio.Device.
 func (d *Device) Serve(ctx context.Context, a virtio.Activation) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var serving sync.WaitGroup
-	errs := make([]error, len(a.Queues))
-	for i, q := range a.Queues {
-		if q == nil {
-			continue
-		}
-		serving.Go(func() {
-			if errs[i] = d.serveQueue(ctx, q); errs[i] != nil {
-				cancel() // the device as a whole needs a reset
-			}
-		})
+	g := virtio.NewGroup(ctx)
+	for _, q := range a.Queues {
+		g.Serve(q, d.serveQueue)
 	}
-	serving.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := g.Wait(); err != nil {
 		return fmt.Errorf("blk: %w", err)
 	}
-	<-ctx.Done()
 	return nil
 }
 

@@ -3,7 +3,6 @@ package blk
 import (
 	"context"
 	"errors"
-	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -42,10 +41,6 @@ type queue struct {
 
 // serveQueue serves q until ctx ends and nothing is in flight.
 func (d *Device) serveQueue(ctx context.Context, q *virtqueue.Queue) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	stop := q.WakeWhenDone(ctx)
-	defer stop()
 	n := int(q.Size())
 	s := &queue{
 		d: d, q: q, requests: make([]request, n),

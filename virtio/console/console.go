@@ -26,7 +26,6 @@ import (
 	"sync"
 
 	"vmm/virtio"
-	"vmm/virtio/virtqueue"
 )
 
 // MaxPorts is the greatest number of ports, the console's among them.
@@ -166,39 +165,25 @@ func (d *Device) OnConfigChange(changed func()) { d.notify = changed }
 
 // Serve implements virtio.Device.
 func (d *Device) Serve(ctx context.Context, a virtio.Activation) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var serving sync.WaitGroup
-	serve := func(q *virtqueue.Queue, f func(context.Context, *virtqueue.Queue) error) {
-		if q == nil {
-			return
-		}
-		serving.Go(func() {
-			if err := f(ctx, q); err != nil {
-				cancel(err)
-			}
-		})
-	}
+	g := virtio.NewGroup(ctx)
 	multiport := a.Features.Has(featureMultiport)
 	for i, p := range d.ports {
 		if i > 0 && !multiport {
 			break
 		}
 		receive, transmit := portQueues(i)
-		serve(a.Queues[receive], p.receive)
-		serve(a.Queues[transmit], p.transmit)
+		g.Serve(a.Queues[receive], p.receive)
+		g.Serve(a.Queues[transmit], p.transmit)
 	}
 	if multiport && a.Queues[controlReceive] != nil && a.Queues[controlTransmit] != nil {
 		c := newController(d, a.Queues[controlReceive], a.Queues[controlTransmit])
 		d.setController(c)
 		defer d.setController(nil)
-		serve(a.Queues[controlReceive], c.send)
-		serve(a.Queues[controlTransmit], c.listen)
+		g.Serve(a.Queues[controlReceive], c.send)
+		g.Serve(a.Queues[controlTransmit], c.listen)
 	}
-	<-ctx.Done()
-	serving.Wait()
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return fmt.Errorf("console: %w", cause)
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("console: %w", err)
 	}
 	return nil
 }

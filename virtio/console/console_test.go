@@ -111,25 +111,19 @@ func TestMuch(t *testing.T) {
 	for i := range data {
 		data[i] = byte(i * i >> 3)
 	}
-	var echoed sync.WaitGroup
-	echoed.Go(func() { _, _ = io.CopyN(ends[0], ends[0], int64(len(data))) })
-	var got []byte
-	in := d.Queue(0).Submit(nil, 5000)
-	for rest := data; len(rest) > 0; {
-		n := min(len(rest), 3000)
-		d.Queue(1).Submit([][]byte{rest[:n]}).Wait()
-		rest = rest[n:]
-		for in.Done() {
-			got = append(got, written(in)...)
-			in = d.Queue(0).Submit(nil, 5000)
+	var moving sync.WaitGroup
+	moving.Go(func() { _, _ = io.CopyN(ends[0], ends[0], int64(len(data))) })
+	moving.Go(func() {
+		for rest := data; len(rest) > 0; rest = rest[min(len(rest), 3000):] {
+			d.Queue(1).Submit([][]byte{rest[:min(len(rest), 3000)]}).Wait()
 		}
-	}
+	})
+	var got []byte
 	for len(got) < len(data) {
-		got = append(got, written(in)...)
-		in = d.Queue(0).Submit(nil, 5000)
+		got = append(got, written(d.Queue(0).Submit(nil, 5000))...)
 	}
 	require.True(t, bytes.Equal(data, got))
-	echoed.Wait()
+	moving.Wait()
 }
 
 func TestLineEnds(t *testing.T) {

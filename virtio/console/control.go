@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
-	"runtime"
 	"sync"
 
 	"vmm/virtio/virtqueue"
@@ -58,10 +57,6 @@ func (c *controller) resize() {
 
 // listen serves the queue that the guest sends on.
 func (c *controller) listen(ctx context.Context, q *virtqueue.Queue) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	stop := q.WakeWhenDone(ctx)
-	defer stop()
 	var chain virtqueue.Chain
 	for ctx.Err() == nil {
 		if c.full() { // send wakes this queue when there is room
@@ -80,11 +75,7 @@ func (c *controller) listen(ctx context.Context, q *virtqueue.Queue) error {
 			q.Push(&chain, 0)
 			continue
 		}
-		q.Notify()
-		if q.EnableKicks() {
-			continue
-		}
-		if err := q.Wait(); err != nil {
+		if err := q.Sleep(); err != nil {
 			return err
 		}
 	}
@@ -128,10 +119,6 @@ func (c *controller) hear(chain *virtqueue.Chain) {
 
 // send serves the queue that the guest receives from.
 func (c *controller) send(ctx context.Context, q *virtqueue.Queue) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	stop := q.WakeWhenDone(ctx)
-	defer stop()
 	var chain virtqueue.Chain
 	for ctx.Err() == nil {
 		m := c.next()
@@ -152,11 +139,7 @@ func (c *controller) send(ctx context.Context, q *virtqueue.Queue) error {
 				q.Push(&chain, uint32(n))
 				break
 			}
-			q.Notify()
-			if q.EnableKicks() {
-				continue
-			}
-			if err := q.Wait(); err != nil {
+			if err := q.Sleep(); err != nil {
 				return err
 			}
 		}

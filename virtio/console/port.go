@@ -3,7 +3,6 @@ package console
 import (
 	"context"
 	"io"
-	"runtime"
 	"sync"
 	"time"
 
@@ -145,10 +144,6 @@ func (p *port) writeLine() {
 
 // receive gives the guest what the line has sent.
 func (p *port) receive(ctx context.Context, q *virtqueue.Queue) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	stop := q.WakeWhenDone(ctx)
-	defer stop()
 	p.in.attach(q)
 	defer p.in.attach(nil)
 	var c virtqueue.Chain
@@ -190,10 +185,6 @@ func (p *port) deliver(q *virtqueue.Queue, c *virtqueue.Chain) (bool, error) {
 
 // transmit takes what the guest prints.
 func (p *port) transmit(ctx context.Context, q *virtqueue.Queue) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	stop := q.WakeWhenDone(ctx)
-	defer stop()
 	p.out.attach(q)
 	defer p.out.attach(nil)
 	var c virtqueue.Chain
@@ -205,11 +196,8 @@ func (p *port) transmit(ctx context.Context, q *virtqueue.Queue) error {
 				return err
 			}
 			if !ok {
-				q.Notify()
-				if !q.EnableKicks() {
-					if err := q.Wait(); err != nil {
-						return err
-					}
+				if err := q.Sleep(); err != nil {
+					return err
 				}
 				continue
 			}

@@ -38,7 +38,6 @@ import (
 
 	"vmm/internal/eventfd"
 	"vmm/virtio"
-	"vmm/virtio/virtqueue"
 )
 
 // HeaderSize is the size of the header in front of a frame in bytes.
@@ -340,22 +339,11 @@ func (d *Device) serve(ctx context.Context, a virtio.Activation) error {
 		return err
 	}
 
-	ctx, cancel := context.WithCancelCause(ctx)
-	var serving sync.WaitGroup
-	serve := func(q *virtqueue.Queue, f func(context.Context, *virtqueue.Queue) error) {
-		if q == nil {
-			return
-		}
-		serving.Go(func() {
-			if err := f(ctx, q); err != nil {
-				cancel(err) // the device as a whole needs a reset
-			}
-		})
-	}
+	g := virtio.NewGroup(ctx)
 	if d.vhost {
-		serving.Go(func() {
+		g.Go(func(context.Context) error {
 			_ = broken.Wait()
-			cancel(errBroken) // which changes nothing if it is the end that has signalled
+			return errBroken // which changes nothing if it is the end that has signalled
 		})
 	} else {
 		for i := range pairs {
@@ -363,20 +351,16 @@ func (d *Device) serve(ctx context.Context, a virtio.Activation) error {
 				d: d, port: d.cfg.Ports[i], pair: i,
 				merge: a.Features.Has(featureMrgRxbuf), longest: d.longestFrame(a.Features),
 			}
-			serve(a.Queues[2*i], r.serve)
-			serve(a.Queues[2*i+1], (&transmitter{d: d, port: d.cfg.Ports[i]}).serve)
+			g.Serve(a.Queues[2*i], r.serve)
+			g.Serve(a.Queues[2*i+1], (&transmitter{d: d, port: d.cfg.Ports[i]}).serve)
 		}
 	}
-	serve(a.Queues[2*pairs], (&control{d: d, features: a.Features, queues: a.Queues[:2*pairs]}).serve)
-	<-ctx.Done()
+	g.Serve(a.Queues[2*pairs], (&control{d: d, features: a.Features, queues: a.Queues[:2*pairs]}).serve)
+	<-g.Done()
 	if broken != nil {
 		broken.Signal()
 	}
-	serving.Wait()
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return cause
-	}
-	return nil
+	return g.Wait()
 }
 
 // errBroken is what vhost's error file says.

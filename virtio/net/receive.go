@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -41,10 +40,6 @@ const maxIovecs = 1024
 const refill = 20
 
 func (r *receiver) serve(ctx context.Context, q *virtqueue.Queue) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	stop := q.WakeWhenDone(ctx)
-	defer stop()
 	r.chains = make([]virtqueue.Chain, q.Size())
 	r.sizes = make([]int, q.Size())
 	for ctx.Err() == nil {

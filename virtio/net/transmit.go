@@ -3,7 +3,6 @@ package net
 import (
 	"context"
 	"errors"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -19,31 +18,17 @@ type transmitter struct {
 }
 
 func (t *transmitter) serve(ctx context.Context, q *virtqueue.Queue) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	stop := q.WakeWhenDone(ctx)
-	defer stop()
 	for ctx.Err() == nil {
-		q.DisableKicks()
-		for range q.Size() {
-			ok, err := q.Pop(&t.chain)
-			if err != nil {
+		ok, err := q.Pop(&t.chain)
+		switch {
+		case err != nil:
+			return err
+		case !ok:
+			if err := q.Sleep(); err != nil {
 				return err
 			}
-			if !ok {
-				break
-			}
-			if !t.send(ctx, q) {
-				return nil
-			}
+		case t.send(ctx, q):
 			q.Push(&t.chain, 0)
-		}
-		q.Notify()
-		if q.EnableKicks() {
-			continue
-		}
-		if err := q.Wait(); err != nil {
-			return err
 		}
 	}
 	return nil

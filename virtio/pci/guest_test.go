@@ -73,31 +73,22 @@ func (d *device) Serve(ctx context.Context, a virtio.Activation) error {
 	d.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var serving sync.WaitGroup
-	defer serving.Wait()
-	errs := make(chan error, len(a.Queues))
+	g := virtio.NewGroup(ctx)
 	for _, q := range a.Queues {
-		if q != nil {
-			serving.Go(func() {
-				if err := q.Serve(ctx, func(*virtqueue.Chain) uint32 { return 7 }); err != nil {
-					errs <- err
-				}
-			})
-		}
+		g.Serve(q, func(ctx context.Context, q *virtqueue.Queue) error {
+			return q.Serve(ctx, func(*virtqueue.Chain) uint32 { return 7 })
+		})
 	}
+	var failure error
 	select {
-	case <-ctx.Done():
+	case <-g.Done():
 		if d.hold != nil {
 			<-d.hold
 		}
-		return nil
-	case err := <-errs:
+	case failure = <-d.fail:
 		cancel()
-		return err
-	case err := <-d.fail:
-		cancel()
-		return err
 	}
+	return errors.Join(failure, g.Wait())
 }
 
 func (d *device) times() int {

@@ -80,12 +80,9 @@ func (*Device) WriteConfig(uint32, []byte) {}
 
 // Serve implements virtio.Device.
 func (d *Device) Serve(ctx context.Context, a virtio.Activation) error {
-	q := a.Queues[0]
-	if q == nil {
-		<-ctx.Done()
-		return nil
-	}
-	if err := q.Serve(ctx, d.fill); err != nil {
+	g := virtio.NewGroup(ctx)
+	g.Serve(a.Queues[0], func(ctx context.Context, q *virtqueue.Queue) error { return q.Serve(ctx, d.fill) })
+	if err := g.Wait(); err != nil {
 		return fmt.Errorf("rng: %w", err)
 	}
 	return nil

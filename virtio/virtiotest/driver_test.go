@@ -2,7 +2,6 @@ package virtiotest
 
 import (
 	"context"
-	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -30,20 +29,11 @@ func (e echo) ReadConfig(uint32, []byte)  {}
 func (e echo) WriteConfig(uint32, []byte) {}
 
 func (e echo) Serve(ctx context.Context, a virtio.Activation) error {
-	var serving sync.WaitGroup
-	errs := make([]error, len(a.Queues))
-	for i, q := range a.Queues {
-		if q != nil {
-			serving.Go(func() { errs[i] = q.Serve(ctx, copyChain) })
-		}
+	g := virtio.NewGroup(ctx)
+	for _, q := range a.Queues {
+		g.Serve(q, func(ctx context.Context, q *virtqueue.Queue) error { return q.Serve(ctx, copyChain) })
 	}
-	serving.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return g.Wait()
 }
 
 func copyChain(c *virtqueue.Chain) uint32 {

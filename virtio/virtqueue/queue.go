@@ -9,19 +9,14 @@
 // A device's loop:
 //
 //	for ctx.Err() == nil {
-//		for {
-//			ok, err := q.Pop(&chain)
-//			if err != nil {
-//				return err // the ring is broken
-//			}
-//			if !ok {
-//				break
-//			}
+//		ok, err := q.Pop(&chain)
+//		switch {
+//		case err != nil:
+//			return err // the ring is broken
+//		case ok:
 //			q.Push(&chain, handle(&chain))
-//		}
-//		q.Notify()
-//		if !q.EnableKicks() {
-//			q.Wait()
+//		default: // all that there was is done
+//			q.Sleep()
 //		}
 //	}
 //
@@ -41,7 +36,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"runtime"
 	"sync/atomic"
 	"unsafe"
 
@@ -326,33 +320,33 @@ func (q *Queue) WakeWhenDone(ctx context.Context) (stop func()) {
 	}
 }
 
+// Sleep is for a caller that has found no chain: it notifies the driver of what was published, asks for kicks, and waits
+// for one, or for a [Queue.Wake], unless there is a chain by now.
+func (q *Queue) Sleep() error {
+	q.Notify()
+	if q.EnableKicks() {
+		return nil
+	}
+	err := q.Wait()
+	q.DisableKicks()
+	return err
+}
+
 // Serve hands each chain to handle, which returns the number of bytes that it wrote, and gives it back. It returns nil
-// when ctx ends, and an [*Error] when the ring is broken. Handle must not block. Serve wants a goroutine of its own,
-// whose thread it keeps: what waits in read(2) is woken without a way through the scheduler.
+// when ctx has ended and the queue is woken, and an [*Error] when the ring is broken. Handle must not block.
 func (q *Queue) Serve(ctx context.Context, handle func(c *Chain) (written uint32)) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	stop := q.WakeWhenDone(ctx)
-	defer stop()
 	var c Chain
 	for ctx.Err() == nil {
-		q.DisableKicks()
-		for range q.cfg.Size { // then look at ctx: a driver can be as fast as we are
-			ok, err := q.Pop(&c)
-			if err != nil {
+		ok, err := q.Pop(&c)
+		switch {
+		case err != nil:
+			return err
+		case ok:
+			q.Push(&c, handle(&c))
+		default:
+			if err := q.Sleep(); err != nil {
 				return err
 			}
-			if !ok {
-				break
-			}
-			q.Push(&c, handle(&c))
-		}
-		q.Notify()
-		if q.EnableKicks() {
-			continue
-		}
-		if err := q.Wait(); err != nil {
-			return err
 		}
 	}
 	return nil

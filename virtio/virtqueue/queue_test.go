@@ -377,6 +377,7 @@ func TestServeEnds(t *testing.T) {
 	r := newRig(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
+	defer r.WakeWhenDone(ctx)()
 	go func() { done <- r.Serve(ctx, func(*Chain) uint32 { return 0 }) }()
 	cancel()
 	require.NoError(t, <-done)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"runtime"
 	"sync"
 
 	"vmm/virtio/virtqueue"
@@ -123,12 +122,9 @@ func (s *session) forget(c *connection) {
 }
 
 // listen takes the guest's packets.
-func (s *session) listen() error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	q := s.tx
+func (s *session) listen(ctx context.Context, q *virtqueue.Queue) error {
 	var chain virtqueue.Chain
-	for s.ctx.Err() == nil {
+	for ctx.Err() == nil {
 		if s.full() {
 			q.Notify()
 			if err := q.Wait(); err != nil {
@@ -145,14 +141,9 @@ func (s *session) listen() error {
 			q.Push(&chain, 0)
 			continue
 		}
-		q.Notify()
-		if q.EnableKicks() {
-			continue
-		}
-		if err := q.Wait(); err != nil {
+		if err := q.Sleep(); err != nil {
 			return err
 		}
-		q.DisableKicks()
 	}
 	return nil
 }
@@ -213,13 +204,10 @@ func (s *session) accept(h *header, k key) {
 }
 
 // send gives the guest what there is for it.
-func (s *session) send() error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	q := s.rx
+func (s *session) send(ctx context.Context, q *virtqueue.Queue) error {
 	var chain virtqueue.Chain
 	have := false // a chain
-	for s.ctx.Err() == nil {
+	for ctx.Err() == nil {
 		if s.nothing() {
 			q.Notify()
 			if err := q.Wait(); err != nil {
@@ -233,14 +221,9 @@ func (s *session) send() error {
 				return err
 			}
 			if !have {
-				q.Notify()
-				if q.EnableKicks() {
-					continue
-				}
-				if err := q.Wait(); err != nil {
+				if err := q.Sleep(); err != nil {
 					return err
 				}
-				q.DisableKicks()
 				continue
 			}
 			if chain.Writable.Len() < headerSize {

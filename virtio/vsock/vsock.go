@@ -38,7 +38,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/virtio"
-	"vmm/virtio/virtqueue"
 )
 
 // HostCID is the host's context ID, and MinCID the least that a guest can have.
@@ -165,25 +164,16 @@ func (d *Device) Serve(ctx context.Context, a virtio.Activation) error {
 		<-ctx.Done()
 		return nil
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	g := virtio.NewGroup(ctx)
 	s := newSession(ctx, d, rx, tx)
 	d.setSession(s)
-	var serving sync.WaitGroup
-	for q, f := range map[*virtqueue.Queue]func() error{rx: s.send, tx: s.listen} {
-		serving.Go(func() {
-			defer q.WakeWhenDone(ctx)()
-			if err := f(); err != nil {
-				cancel(err)
-			}
-		})
-	}
-	<-ctx.Done()
+	g.Serve(rx, s.send)
+	g.Serve(tx, s.listen)
+	<-g.Done()
 	d.setSession(nil)
 	s.end()
-	serving.Wait()
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-		return fmt.Errorf("vsock: %w", cause)
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("vsock: %w", err)
 	}
 	return nil
 }
