@@ -63,6 +63,7 @@ func (h *host) startOn(t *testing.T, tty *lab.Size, resize <-chan lab.Size, args
 	errors := p.errors
 	if tty != nil {
 		errors = p.out
+		cmd.Stdout = &oneReturn{w: p.out}
 	}
 	go func() {
 		defer close(p.ended)
@@ -92,6 +93,24 @@ func (h *host) boot(t *testing.T, kernel string, args ...string) *process {
 	p := h.start(t, append([]string{h.vmm(), "-kernel", h.kernel(kernel), "-initrd", h.initramfs()}, args...)...)
 	p.login()
 	return p
+}
+
+// oneReturn takes away the carriage returns that a terminal puts before those of the guest's own.
+type oneReturn struct {
+	w    io.Writer
+	last byte
+}
+
+func (o *oneReturn) Write(p []byte) (int, error) {
+	kept := make([]byte, 0, len(p))
+	for _, b := range p {
+		if b != '\r' || o.last != '\r' {
+			kept = append(kept, b)
+		}
+		o.last = b
+	}
+	_, err := o.w.Write(kept)
+	return len(p), err
 }
 
 // during makes t the test that the conversation fails, until t's end.

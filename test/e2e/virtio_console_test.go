@@ -26,7 +26,7 @@ func TestConsole(t *testing.T) {
 	client.send("root\r")
 	client.expect("# ")
 	client.send("stty -echo; PS1=; tty; whoami; echo said''-so\r")
-	require.Regexp(t, `\n/dev/hvc0\r\nroot\r\n$`, client.expect("said-so\r\n"))
+	require.Regexp(t, `/dev/hvc0\r\nroot\r\n$`, client.expect("said-so\r\n"))
 
 	var text strings.Builder
 	for i := 0; text.Len() < 256<<10; i++ {
