@@ -31,7 +31,7 @@ func TestBalloonSize(t *testing.T) {
 		t.Skip("QEMU takes the size later, by its monitor")
 	}
 	g := guest{series: "6.1", args: []string{"-balloon=128M"}}.start(t, kvmHost(t))
-	g.run(`until [ $(awk '/^MemTotal/ { print $2 }' /proc/meminfo) -lt $((384 * 1024)) ]; do sleep 0.5; done`)
+	g.run(`until [ $(awk '/^MemAvailable/ { print $2 }' /proc/meminfo) -lt $((340 * 1024)) ]; do sleep 0.5; done`)
 	checkLog(t, g)
 	require.Zero(t, g.end("poweroff"))
 }
