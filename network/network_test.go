@@ -5,9 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 	"unsafe"
@@ -193,6 +195,69 @@ func TestTAP(t *testing.T) {
 	require.Error(t, err, "nothing is left")
 }
 
+// A frame that is too long is cut, and its length does not tell: devices rely on finding it out by a byte more.
+func TestTAPCuts(t *testing.T) {
+	tap := openTAP(t, network.TAPConfig{})
+	defer tap.Close()
+	i, err := net.InterfaceByName(tap.Name())
+	require.NoError(t, err)
+	raw, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(raw)
+	frame := append(bytes.Repeat([]byte{0xff}, 12), 0x88, 0xb5)
+	frame = append(frame, make([]byte, 1000)...)
+	require.NoError(t, unix.Sendto(raw, frame, 0, &unix.SockaddrLinklayer{Ifindex: i.Index}))
+	port, got := tap.Ports()[0], make([]byte, 500)
+	for end := time.Now().Add(10 * time.Second); ; {
+		require.True(t, time.Now().Before(end))
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(port.FD()), Events: unix.POLLIN}}, 1000)
+		n, err := port.Receive(vectors(got))
+		if err == nil && bytes.Equal(got[network.HeaderSize:][:14], frame[:14]) {
+			require.Equal(t, 500, n)
+			break
+		}
+	}
+}
+
+// An interface that the host takes away is an error for both directions, and not one that says "later".
+func TestTAPVanishes(t *testing.T) {
+	tap := openTAP(t, network.TAPConfig{})
+	defer tap.Close()
+	i, err := net.InterfaceByName(tap.Name())
+	require.NoError(t, err)
+	deleteLink(t, i.Index)
+	port, got := tap.Ports()[0], make([]byte, 2000)
+	for err == nil {
+		_, err = port.Receive(vectors(got)) // what the kernel had sent before
+	}
+	require.NotErrorIs(t, err, unix.EAGAIN)
+	err = port.Send(vectors(make([]byte, 100)))
+	require.Error(t, err)
+	require.NotErrorIs(t, err, unix.EAGAIN)
+}
+
+// deleteLink is "ip link del" (RTM_DELLINK of rtnetlink(7)).
+func deleteLink(t *testing.T, index int) {
+	t.Helper()
+	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	require.NoError(t, err)
+	defer unix.Close(s)
+	le := binary.LittleEndian
+	request := le.AppendUint32(nil, 32) // length
+	request = le.AppendUint16(request, unix.RTM_DELLINK)
+	request = le.AppendUint16(request, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	request = le.AppendUint64(request, 0)             // sequence, port
+	request = le.AppendUint32(request, 0)             // struct ifinfomsg: family, type
+	request = le.AppendUint32(request, uint32(index)) // index
+	request = le.AppendUint64(request, 0)             // flags, change
+	require.NoError(t, unix.Sendto(s, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	answer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(s, answer, 0)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, n, 20)
+	require.Zero(t, le.Uint32(answer[16:]), "the error in the acknowledgement")
+}
+
 func TestTAPQueues(t *testing.T) {
 	name := fmt.Sprintf("vmt%d", os.Getpid()%100000)
 	tap := openTAP(t, network.TAPConfig{Name: name, Queues: 3})
@@ -210,6 +275,71 @@ func TestTAPQueues(t *testing.T) {
 	}
 }
 
+// An interface that was there is used as it is, and stays.
+func TestTAPExists(t *testing.T) {
+	for _, multi := range []bool{false, true} {
+		name := fmt.Sprintf("vmp%d", os.Getpid()%100000)
+		makePersistent(t, name, multi)
+		tap := openTAP(t, network.TAPConfig{Name: name})
+		require.Equal(t, name, tap.Name())
+		require.Len(t, tap.Ports(), 1)
+		require.NoError(t, tap.Close())
+		tap, err := network.OpenTAP(network.TAPConfig{Name: name, Queues: 2})
+		if multi {
+			require.NoError(t, err)
+			require.NoError(t, tap.Close())
+		} else {
+			require.ErrorIs(t, err, unix.EINVAL)
+			require.ErrorContains(t, err, "it has one queue only")
+		}
+		i, err := net.InterfaceByName(name)
+		require.NoError(t, err, "it stays")
+		require.Zero(t, i.Flags&net.FlagUp, "it is not for us to set up")
+		deleteLink(t, i.Index)
+	}
+}
+
+// makePersistent is "ip tuntap add dev NAME mode tap [multi_queue]".
+func makePersistent(t *testing.T, name string, multi bool) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("run the test as root")
+	}
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq(name)
+	require.NoError(t, err)
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	if multi {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	request.SetUint16(flags)
+	require.NoError(t, unix.IoctlIfreq(fd, unix.TUNSETIFF, request))
+	require.NoError(t, unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
+}
+
+// Who lacks a right hears which.
+func TestTAPRights(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("run the test as root, which gives up its rights")
+	}
+	said := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		const nobody = 65534
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
+			said <- errno
+			return
+		}
+		_, err := network.OpenTAP(network.TAPConfig{})
+		said <- err
+	}()
+	err := <-said
+	require.ErrorIs(t, err, fs.ErrPermission)
+	require.ErrorContains(t, err, "needs ")
+}
+
 func TestTAPInUse(t *testing.T) {
 	name := fmt.Sprintf("vmt%d", os.Getpid()%100000)
 	tap := openTAP(t, network.TAPConfig{Name: name})
@@ -222,6 +352,10 @@ func TestTAPInUse(t *testing.T) {
 func TestTAPMistakes(t *testing.T) {
 	_, err := network.OpenTAP(network.TAPConfig{Name: "a-name-that-is-far-too-long"})
 	require.ErrorContains(t, err, "at most 15 bytes")
+	for _, n := range []int{-1, network.MaxQueues + 1} {
+		_, err = network.OpenTAP(network.TAPConfig{Queues: n})
+		require.ErrorContains(t, err, "queues: not 1 to 256")
+	}
 	if os.Getuid() == 0 {
 		_, err = network.OpenTAP(network.TAPConfig{Name: "lo"})
 		require.ErrorContains(t, err, "it is no TAP interface")

@@ -83,7 +83,8 @@ func (s *Stream) SetOffloads(uint) error { return nil }
 func (s *Stream) SetQueues(int) error { return nil }
 
 // Receive copies one frame into iov and returns its length. EAGAIN says that there is none yet, io.EOF that the other side
-// is gone. What does not fit is lost.
+// is gone; any other error is a stream that makes no sense. What does not fit is lost, and the length does not tell, as with
+// [TAPPort.Receive].
 func (s *Stream) Receive(iov []unix.Iovec) (int, error) {
 	for {
 		if have := s.to - s.from; have >= prefix {

@@ -16,12 +16,15 @@ import (
 // HeaderSize is the size of what is in front of each frame of a [TAP]: a struct virtio_net_hdr_mrg_rxbuf, little-endian.
 const HeaderSize = 12
 
+// MaxQueues is the most queues that a TAP has (MAX_TAP_QUEUES in Linux drivers/net/tun.c).
+const MaxQueues = 256
+
 // TAPConfig names a TAP interface.
 type TAPConfig struct {
 	// Name is the interface's. One that exists is attached to and left as it is; one that doesn't is made, set up, and
 	// vanishes with [TAP.Close] or the process. Empty for a new one whose name the kernel chooses: vmtap0, vmtap1, ...
 	Name string
-	// Queues is how many queues there are, for as many threads; zero is one.
+	// Queues is how many queues there are, for as many threads: up to MaxQueues; zero is one.
 	Queues int
 }
 
@@ -46,6 +49,9 @@ const clonePath = "/dev/net/tun"
 func OpenTAP(cfg TAPConfig) (_ *TAP, err error) {
 	if cfg.Queues == 0 {
 		cfg.Queues = 1
+	}
+	if cfg.Queues < 0 || cfg.Queues > MaxQueues {
+		return nil, fmt.Errorf("%d queues: not 1 to %d", cfg.Queues, MaxQueues)
 	}
 	if len(cfg.Name) >= unix.IFNAMSIZ {
 		return nil, fmt.Errorf("interface name %q: at most %d bytes", cfg.Name, unix.IFNAMSIZ-1)
@@ -76,6 +82,9 @@ func (t *TAP) attach(multi, exists bool) (_ *TAPPort, err error) {
 	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil, fmt.Errorf("open %s: %w (the kernel's module is missing: modprobe tun)", clonePath, err)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("open %s: %w (needs the right to read and write it: chmod 666 %s, as most distributions have it)", clonePath, err, clonePath)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", clonePath, err)
@@ -239,21 +248,27 @@ func (t *TAP) Close() error {
 // FD is the queue's descriptor: readable when there is a frame. It is in non-blocking mode.
 func (p *TAPPort) FD() int { return p.fd }
 
-// Receive reads one frame, with its header, into iov and returns its length; EAGAIN if there is none. What does not fit is
-// lost.
-func (p *TAPPort) Receive(iov []unix.Iovec) (int, error) {
-	n, _, errno := unix.Syscall(unix.SYS_READV, uintptr(p.fd), uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
-}
+// Receive reads one frame, with its header, into iov and returns how many bytes are there. EAGAIN says that there is none,
+// EINVAL that there was one whose offloads no header can tell: it is lost. So is what does not fit, and the length does not
+// tell: a caller who has to know gives a byte more than it wants. Any other error is the interface's end.
+func (p *TAPPort) Receive(iov []unix.Iovec) (int, error) { return p.transfer(unix.SYS_READV, iov) }
 
 // Send writes one frame, with its header. The kernel checks the header. EAGAIN says that there is no room.
 func (p *TAPPort) Send(iov []unix.Iovec) error {
-	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(p.fd), uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
-	if errno != 0 {
-		return errno
+	_, err := p.transfer(unix.SYS_WRITEV, iov)
+	return err
+}
+
+// transfer is readv(2) or writev(2), which unix.Readv and its like wrap in slices of their own.
+func (p *TAPPort) transfer(call uintptr, iov []unix.Iovec) (int, error) {
+	for {
+		n, _, errno := unix.Syscall(call, uintptr(p.fd), uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
 	}
-	return nil
 }
