@@ -13,11 +13,14 @@ import (
 const (
 	classRX            = 0
 	classMAC           = 1
+	classVLAN          = 2
 	classMQ            = 4
 	classGuestOffloads = 5
 
+	rxNoBcast   = 5 // the last of RX
 	macTableSet = 0
 	macAddrSet  = 1
+	vlanDel     = 1 // the last of VLAN
 	mqPairsSet  = 0
 	offloadsSet = 0
 
@@ -50,20 +53,24 @@ func (c *control) execute(data *virtqueue.Buffers) bool {
 		return false
 	}
 	switch class, command := header[0], header[1]; class {
-	case classRX:
-		return command <= 5 // each is a switch, and nothing is filtered
+	case classRX: // switches of filters, which there are none of, as with those below
+		var on [1]byte
+		_, err := io.ReadFull(data, on[:])
+		return err == nil && command <= rxNoBcast
+	case classVLAN:
+		var id [2]byte
+		_, err := io.ReadFull(data, id[:])
+		return err == nil && command <= vlanDel
 	case classMAC:
 		switch command {
 		case macTableSet:
-			return true
+			return skipMACs(data) && skipMACs(data) // unicast, multicast
 		case macAddrSet:
 			var mac [6]byte
 			if _, err := io.ReadFull(data, mac[:]); err != nil || mac[0]&1 != 0 {
 				return false
 			}
-			c.d.mu.Lock()
-			defer c.d.mu.Unlock()
-			c.d.mac = mac
+			c.d.setMAC(mac[:])
 			return true
 		}
 	case classMQ:
@@ -93,4 +100,14 @@ func (c *control) execute(data *virtqueue.Buffers) bool {
 		return c.d.setOffloads(want) == nil
 	}
 	return false
+}
+
+// skipMACs takes one table of addresses off data, and reports whether it is whole.
+func skipMACs(data *virtqueue.Buffers) bool {
+	var entries [4]byte
+	if _, err := io.ReadFull(data, entries[:]); err != nil {
+		return false
+	}
+	size := 6 * uint64(binary.LittleEndian.Uint32(entries[:]))
+	return size <= uint64(data.Len()) && data.Skip(int(size)) == int(size)
 }

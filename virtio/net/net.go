@@ -20,8 +20,11 @@
 //
 // # Deviations
 //
-//   - The device does not filter: a guest gets what its back end delivers, as with VIRTIO_NET_CTRL_RX_PROMISC. The commands
-//     that set filters succeed.
+//   - The device does not filter, by address or by VLAN: a guest gets what its back end delivers, as with
+//     VIRTIO_NET_CTRL_RX_PROMISC. The commands that set filters succeed.
+//   - While the link is down ([Device.SetLink]), frames are lost; where vhost-net moves them, they wait in the guest's ring
+//     and the TAP's queue.
+//   - vhost-net asks for a reset of the device for a malformed chain too, and leaves the header's flags as the TAP has them.
 //   - The hash reports and steering of VIRTIO_NET_F_RSS are not offered; the back end spreads flows over the queues.
 package net
 
@@ -45,7 +48,8 @@ const HeaderSize = 12
 
 // Port is the way of one pair of queues to the outside. One goroutine receives, another sends.
 type Port interface {
-	// Receive fills iov with a frame and returns its length: EAGAIN if there is none. Any other error is the link's end.
+	// Receive fills iov with a frame and returns how many bytes of it there are. EAGAIN: there is none. EINVAL: one was
+	// lost. Any other error is the link's end.
 	Receive(iov []unix.Iovec) (int, error)
 	// Send sends a frame. EAGAIN: the same frame has to be sent again when FD is writable. Any other error is the loss of
 	// this frame.
@@ -83,6 +87,9 @@ const (
 	controlQueueSize = 64
 	minMTU           = 68 // §5.1.4.1
 	maxMTU           = 65535
+
+	ethernetHeader  = 14
+	longestEthernet = ethernetHeader + 4 + maxMTU // with a VLAN's tag
 )
 
 // Config is what a network device is made of.
@@ -101,15 +108,15 @@ type Device struct {
 	features virtio.Features
 	notify   func()
 
-	mu     sync.Mutex // guards what follows
-	mac    [6]byte
-	up     bool         // by [Device.SetLink]
-	pairs  int          // in use
-	kernel []*vhostPair // those that the kernel serves
+	// What ReadConfig needs takes no lock: a vCPU calls it.
+	mac  atomic.Uint64 // little-endian
+	up   atomic.Bool   // by [Device.SetLink]
+	dead atomic.Bool   // the back end is gone: the link is down for good
 
-	active   atomic.Int32 // pairs, for those who hold no lock
-	wired    atomic.Bool  // up, likewise
-	dead     atomic.Bool  // the back end is gone: the link is down for good
+	mu     sync.Mutex   // guards kernel, and the order of changes of up and active; held while the back end is told
+	kernel []*vhostPair // those that the kernel serves
+	active atomic.Int32 // pairs in use
+
 	counters counters
 }
 
@@ -125,9 +132,9 @@ func New(cfg Config) (*Device, error) {
 	case cfg.MTU != 0 && (cfg.MTU < minMTU || cfg.MTU > maxMTU):
 		return nil, fmt.Errorf("mtu %d: not %d to %d", cfg.MTU, minMTU, maxMTU)
 	}
-	d := &Device{cfg: cfg, up: true, notify: func() {}}
-	d.wired.Store(true)
-	copy(d.mac[:], cfg.MAC)
+	d := &Device{cfg: cfg, notify: func() {}}
+	d.up.Store(true)
+	d.setMAC(cfg.MAC)
 	if err := d.chooseVhost(); err != nil {
 		return nil, err
 	}
@@ -155,6 +162,8 @@ const (
 	featureStatus            virtio.Features = 1 << 16
 	featureCtrlVQ            virtio.Features = 1 << 17
 	featureCtrlRX            virtio.Features = 1 << 18
+	featureCtrlVLAN          virtio.Features = 1 << 19
+	featureCtrlRXExtra       virtio.Features = 1 << 20
 	featureMQ                virtio.Features = 1 << 22
 	featureCtrlMACAddr       virtio.Features = 1 << 23
 	featureGuestUSO4         virtio.Features = 1 << 54
@@ -166,7 +175,8 @@ const (
 
 // offer is what this device offers.
 func (d *Device) offer() virtio.Features {
-	f := featureMAC | featureStatus | featureMrgRxbuf | featureCtrlVQ | featureCtrlRX | featureCtrlMACAddr
+	f := featureMAC | featureStatus | featureMrgRxbuf |
+		featureCtrlVQ | featureCtrlRX | featureCtrlRXExtra | featureCtrlVLAN | featureCtrlMACAddr
 	if d.cfg.MTU != 0 {
 		f |= featureMTU
 	}
@@ -231,11 +241,8 @@ func (d *Device) QueueSizes() []uint16 {
 // ReadConfig implements virtio.Device.
 func (d *Device) ReadConfig(off uint32, p []byte) {
 	var c [12]byte
-	d.mu.Lock()
-	copy(c[:], d.mac[:])
-	up := d.up && !d.dead.Load()
-	d.mu.Unlock()
-	if up {
+	binary.LittleEndian.PutUint64(c[:], d.mac.Load())
+	if d.up.Load() && !d.dead.Load() {
 		c[6] = 1
 	}
 	binary.LittleEndian.PutUint16(c[8:], uint16(len(d.cfg.Ports)))
@@ -244,6 +251,13 @@ func (d *Device) ReadConfig(off uint32, p []byte) {
 	if int(off) < len(c) {
 		copy(p, c[off:])
 	}
+}
+
+// setMAC is what the guest reads from now on.
+func (d *Device) setMAC(mac []byte) {
+	var c [8]byte
+	copy(c[:6], mac)
+	d.mac.Store(binary.LittleEndian.Uint64(c[:]))
 }
 
 // WriteConfig implements virtio.Device.
@@ -255,9 +269,7 @@ func (d *Device) OnConfigChange(changed func()) { d.notify = changed }
 // SetLink plugs the cable in or out, as the guest sees it. Any goroutine may call it.
 func (d *Device) SetLink(up bool) error {
 	d.mu.Lock()
-	changed := d.up != up
-	d.up = up
-	d.wired.Store(up)
+	changed := d.up.Swap(up) != up
 	err := d.switchKernel()
 	d.mu.Unlock()
 	if changed {
@@ -270,7 +282,6 @@ func (d *Device) SetLink(up bool) error {
 func (d *Device) setPairs(n int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.pairs = n
 	if n < int(d.active.Load()) {
 		// Nobody may use a port that its back end has detached.
 		d.active.Store(int32(n))
@@ -290,7 +301,7 @@ func (d *Device) setPairs(n int) error {
 func (d *Device) switchKernel() error {
 	var errs []error
 	for i, p := range d.kernel {
-		errs = append(errs, p.set(d.up && i < d.pairs))
+		errs = append(errs, p.set(d.up.Load() && i < int(d.active.Load())))
 	}
 	return errors.Join(errs...)
 }
@@ -322,6 +333,7 @@ func (d *Device) serve(ctx context.Context, a virtio.Activation) error {
 	if err := d.setOffloads(a.Features); err != nil {
 		return err
 	}
+	defer d.setMAC(d.cfg.MAC) // the driver's is gone with it
 	var broken *eventfd.EventFD
 	if d.vhost {
 		var err error
@@ -350,6 +362,7 @@ func (d *Device) serve(ctx context.Context, a virtio.Activation) error {
 			r := &receiver{
 				d: d, port: d.cfg.Ports[i], pair: i,
 				merge: a.Features.Has(featureMrgRxbuf), longest: d.longestFrame(a.Features),
+				plain: !d.cfg.Backend.Header() || !a.Features.Has(featureGuestCsum),
 			}
 			g.Serve(a.Queues[2*i], r.serve)
 			g.Serve(a.Queues[2*i+1], (&transmitter{d: d, port: d.cfg.Ports[i]}).serve)
@@ -368,16 +381,15 @@ var errBroken = errors.New("vhost: the driver has broken a ring")
 
 // longestFrame is the most that the back end may deliver at once, header included.
 func (d *Device) longestFrame(f virtio.Features) int {
-	const ethernet, vlan = 14, 4
 	if d.cfg.MTU != 0 && f&(guestOffloads&^featureGuestCsum) == 0 {
-		return HeaderSize + ethernet + vlan + d.cfg.MTU
+		return HeaderSize + longestEthernet - maxMTU + d.cfg.MTU
 	}
-	return HeaderSize + ethernet + vlan + maxMTU // also a segment that is still to be cut
+	return HeaderSize + longestEthernet // also a segment that is still to be cut
 }
 
 // counters are what [Device.Stats] returns.
 type counters struct {
-	received, sent, tooLong, refused, malformed, lost atomic.Uint64
+	received, sent, tooLong, unusable, refused, malformed, lost atomic.Uint64
 }
 
 // Stats counts a device's frames since it was made; those that vhost-net moves are not seen here.
@@ -385,8 +397,9 @@ type Stats struct {
 	Received  uint64
 	Sent      uint64
 	TooLong   uint64 // received, and more than the guest's buffers hold
+	Unusable  uint64 // received, and no frame: too short, or with offloads that no header can tell
 	Refused   uint64 // sent, and not taken by the back end
-	Malformed uint64 // requests that have no frame in them
+	Malformed uint64 // requests that have no frame in them, or no room for a header
 	Lost      uint64 // 1 if the back end is gone
 }
 
@@ -394,7 +407,7 @@ type Stats struct {
 func (d *Device) Stats() Stats {
 	c := &d.counters
 	return Stats{
-		Received: c.received.Load(), Sent: c.sent.Load(), TooLong: c.tooLong.Load(), Refused: c.refused.Load(),
-		Malformed: c.malformed.Load(), Lost: c.lost.Load(),
+		Received: c.received.Load(), Sent: c.sent.Load(), TooLong: c.tooLong.Load(), Unusable: c.unusable.Load(),
+		Refused: c.refused.Load(), Malformed: c.malformed.Load(), Lost: c.lost.Load(),
 	}
 }

@@ -76,11 +76,14 @@ func (w *wire) Receive(iov []unix.Iovec) (int, error) {
 	}
 	frame := w.in[0]
 	w.in = w.in[1:]
+	if frame == nil {
+		return 0, unix.EINVAL
+	}
 	n := 0
 	for _, v := range iov {
 		n += copy(unsafe.Slice(v.Base, v.Len), frame[n:])
 	}
-	return len(frame), nil // as a TAP, also what was cut
+	return n, nil // as a TAP: what was cut, it does not tell
 }
 
 func (w *wire) Send(iov []unix.Iovec) error {
@@ -242,7 +245,7 @@ func TestReceiveWithoutMerging(t *testing.T) {
 func TestFeaturesAndConfig(t *testing.T) {
 	w := newWire(t)
 	d, dev := start(t, w, 3, virtiotest.Options{})
-	require.Equal(t, virtio.Features(1<<0|1<<1|1<<2|1<<3|1<<5|1<<7|1<<8|1<<9|1<<11|1<<12|1<<13|1<<15|1<<16|1<<17|1<<18|1<<22|1<<23|7<<54), dev.Features())
+	require.Equal(t, virtio.Features(1<<0|1<<1|1<<2|1<<3|1<<5|1<<7|1<<8|1<<9|1<<11|1<<12|1<<13|1<<15|1<<16|1<<17|1<<18|1<<19|1<<20|1<<22|1<<23|7<<54), dev.Features())
 	require.Equal(t, []byte{2, 0, 0, 0, 0, 1, 1, 0, 3, 0, 0xdc, 5, 0, 0}, d.Config(0, 14))
 	require.Equal(t, []byte{0xdc, 5}, d.Config(10, 2))
 	require.Zero(t, d.Config(1<<20, 1)[0])
@@ -252,11 +255,11 @@ func TestFeaturesAndConfig(t *testing.T) {
 	w = newWire(t)
 	w.offloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4
 	_, dev = start(t, w, 1, virtiotest.Options{})
-	require.Equal(t, virtio.Features(1<<0|1<<1|1<<2|1<<3|1<<5|1<<7|1<<11|1<<12|1<<13|1<<15|1<<16|1<<17|1<<18|1<<23), dev.Features())
+	require.Equal(t, virtio.Features(1<<0|1<<1|1<<2|1<<3|1<<5|1<<7|1<<11|1<<12|1<<13|1<<15|1<<16|1<<17|1<<18|1<<19|1<<20|1<<23), dev.Features())
 	w = newWire(t)
 	w.header = false
 	_, dev = start(t, w, 1, virtiotest.Options{})
-	require.Equal(t, virtio.Features(1<<3|1<<5|1<<15|1<<16|1<<17|1<<18|1<<23), dev.Features())
+	require.Equal(t, virtio.Features(1<<3|1<<5|1<<15|1<<16|1<<17|1<<18|1<<19|1<<20|1<<23), dev.Features())
 }
 
 func TestConfigErrors(t *testing.T) {
@@ -328,7 +331,16 @@ func TestControl(t *testing.T) {
 	}{
 		{"promiscuous", []byte{0, 0, 1}, ok},
 		{"unknown of RX", []byte{0, 6, 1}, bad},
+		{"no switch of RX", []byte{0, 0}, bad},
 		{"MAC table", []byte{1, 0, 0, 0, 0, 0, 0, 0, 0, 0}, ok},
+		{"MAC tables with entries", append([]byte{1, 0, 1, 0, 0, 0, 2, 2, 2, 2, 2, 2, 1, 0, 0, 0}, make([]byte, 6)...), ok},
+		{"one MAC table", []byte{1, 0, 0, 0, 0, 0}, bad},
+		{"short MAC table", []byte{1, 0, 2, 0, 0, 0, 2, 2, 2, 2, 2, 2, 0, 0, 0, 0}, bad},
+		{"endless MAC table", []byte{1, 0, 255, 255, 255, 255, 0, 0, 0, 0}, bad},
+		{"unknown of MAC", []byte{1, 2, 0}, bad},
+		{"VLAN", []byte{2, 0, 5, 0}, ok},
+		{"no VLAN", []byte{2, 1, 5}, bad},
+		{"unknown of VLAN", []byte{2, 2, 5, 0}, bad},
 		{"MAC address", []byte{1, 1, 2, 2, 3, 4, 5, 6}, ok},
 		{"multicast MAC address", []byte{1, 1, 3, 2, 3, 4, 5, 6}, bad},
 		{"short MAC address", []byte{1, 1, 2, 2}, bad},
@@ -349,9 +361,10 @@ func TestControl(t *testing.T) {
 		require.Equal(t, uint32(1), r.Wait(), c.name)
 		require.Equal(t, c.want, r.Bytes()[0], c.name)
 	}
+	require.Zero(t, q.Submit([][]byte{{0, 0, 1}}).Wait(), "no room for the answer")
 	require.Equal(t, []byte{2, 2, 3, 4, 5, 6}, d.Config(0, 6))
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	require.NoError(t, d.Stop())
+	require.Equal(t, []byte(mac), d.Config(0, 6), "the next driver's is the device's own")
 	require.Equal(t, []int{1, 2, 1}, w.queues)
 	require.Equal(t, []uint{0, unix.TUN_F_CSUM | unix.TUN_F_TSO4, 0}, w.set[1:])
 }
@@ -386,16 +399,115 @@ func TestBrokenRings(t *testing.T) {
 	}
 }
 
-func TestNoAllocation(t *testing.T) {
+// Neither a frame that is none nor one that its back end could not read is the link's end, or takes a buffer.
+func TestUnusableFrames(t *testing.T) {
+	for _, header := range []bool{true, false} {
+		w := newWire(t)
+		w.header = header
+		d, dev := start(t, w, 1, virtiotest.Options{})
+		r := d.Queue(0).Submit(nil, 2000)
+		skip := 0
+		if !header {
+			skip = virtionet.HeaderSize
+		}
+		w.deliver(nil, frame(13, 1)[skip:], frame(0, 1)[skip:], frame(14, 2)[skip:])
+		require.Equal(t, uint32(virtionet.HeaderSize+14), r.Wait())
+		require.Equal(t, uint64(3), dev.Stats().Unusable)
+		require.Equal(t, uint64(1), dev.Stats().Received)
+		require.Zero(t, dev.Stats().Lost)
+	}
+}
+
+// What a driver may send is a frame, whole and not longer than the longest.
+func TestUnsendableFrames(t *testing.T) {
+	for _, header := range []bool{true, false} {
+		w := newWire(t)
+		w.header = header
+		d, dev := start(t, w, 1, virtiotest.Options{})
+		q := d.Queue(1)
+		for _, n := range []int{0, 13, 65554} {
+			q.Submit([][]byte{frame(n, 1)}).Wait()
+		}
+		q.Submit([][]byte{{1, 2, 3}}).Wait()
+		require.Equal(t, uint64(4), dev.Stats().Malformed)
+		q.Submit([][]byte{frame(14, 1)}).Wait()
+		q.Submit([][]byte{frame(65553, 1)[:100], frame(65553, 1)[100:]}).Wait()
+		require.Equal(t, uint64(2), dev.Stats().Sent)
+	}
+}
+
+// A driver that knows no offload gets a header that has none (§5.1.6.4.1), whatever the TAP says.
+func TestHeader(t *testing.T) {
+	dirty := frame(60, 1)
+	copy(dirty, []byte{2, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}) // VIRTIO_NET_HDR_F_DATA_VALID, TCPv4
+	for _, c := range []struct {
+		features virtio.Features
+		want     []byte
+	}{
+		{0, []byte{10: 1, 11: 0}},
+		{1 << 15, []byte{10: 1, 11: 0}},
+		{1 << 1, []byte{2, 1, 3, 4, 5, 6, 7, 8, 9, 10, 1, 0}},
+		{1<<1 | 1<<15, []byte{2, 1, 3, 4, 5, 6, 7, 8, 9, 10, 1, 0}},
+	} {
+		for _, pieces := range [][]int{{1600}, {12, 1588}, {10, 1, 1, 1588}, {11, 1589}, {1, 2, 3, 4, 1590}} {
+			w := newWire(t)
+			d, _ := start(t, w, 1, virtiotest.Options{Want: virtio.Version1 | c.features})
+			r := d.Queue(0).Submit(nil, pieces...)
+			w.deliver(dirty)
+			require.Equal(t, uint32(72), r.Wait())
+			require.Equal(t, append(bytes.Clone(c.want), dirty[12:]...), r.Bytes()[:72])
+		}
+	}
+}
+
+// More and smaller buffers than one system call takes: what fits them is received.
+func TestManySmallBuffers(t *testing.T) {
 	w := newWire(t)
-	d, _ := start(t, w, 1, virtiotest.Options{Want: virtio.Version1 | virtio.EventIdx})
-	w.with(func() { w.fault = unix.EINVAL }) // the fake allocates, else
-	tx := d.Queue(1).Prepare([][]byte{frame(60, 1)})
-	require.Zero(t, int(testing.AllocsPerRun(100, func() {
-		tx.Submit()
-		tx.Wait()
-		<-w.sent
-	})))
+	d, dev := start(t, w, 1, virtiotest.Options{Want: virtio.Version1 | virtio.IndirectDesc | 1<<15})
+	q := d.Queue(0)
+	q.Indirect = true
+	var requests []*virtiotest.Request
+	sizes := make([]int, 100)
+	for i := range sizes {
+		sizes[i] = 1
+	}
+	for range q.Size() {
+		requests = append(requests, q.Submit(nil, sizes...))
+	}
+	// One call takes ten chains of a hundred pieces.
+	w.deliver(frame(1500, 1), frame(988, 2), frame(989, 3), frame(88, 4))
+	for _, r := range requests[:11] {
+		require.Equal(t, uint32(100), r.Wait())
+	}
+	require.Equal(t, []byte{10, 0}, requests[0].Bytes()[10:12])
+	require.Equal(t, frame(988, 2)[12:100], requests[0].Bytes()[12:])
+	require.Equal(t, frame(88, 4)[12:], requests[10].Bytes()[12:])
+	require.Equal(t, uint64(2), dev.Stats().TooLong)
+}
+
+// A second driver finds the device as new, also where the first one left it with requests in flight.
+func TestDriverAnew(t *testing.T) {
+	w := newWire(t)
+	d, _ := start(t, w, 2, virtiotest.Options{})
+	for i := range byte(3) {
+		d.Queue(4).Submit([][]byte{{4, 0, 2, 0}}, 1).Wait()
+		d.Queue(0).Submit(nil, 2000)
+		d.Queue(2).Submit(nil, 2000)
+		w.with(func() { w.full = 1 << 30 })
+		d.Queue(1).Submit([][]byte{frame(60, i)})
+		require.NoError(t, d.Stop())
+		w.with(func() { w.full = 0 })
+		d.Start()
+		r := d.Queue(0).Submit(nil, 2000)
+		w.deliver(frame(60, i))
+		require.Equal(t, uint32(72), r.Wait())
+		require.Equal(t, i, r.Bytes()[12])
+		d.Queue(1).Submit([][]byte{frame(60, i)}).Wait()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	require.Equal(t, []int{1, 2, 1, 2, 1, 2, 1}, w.queues)
+	require.Len(t, w.out, 3)
 }
 
 func FuzzNet(f *testing.F) {

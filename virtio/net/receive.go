@@ -4,10 +4,10 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/iovec"
 	"vmm/virtio/virtqueue"
 )
 
@@ -21,6 +21,7 @@ type receiver struct {
 	port    Port
 	pair    int
 	merge   bool // VIRTIO_NET_F_MRG_RXBUF
+	plain   bool // the driver knows no offload: what a back end has to say of one is not for it
 	longest int  // bytes of a frame
 
 	chains []virtqueue.Chain // a ring; those in use are from first on
@@ -29,7 +30,8 @@ type receiver struct {
 	sizes  []int // of the chains
 	room   int   // their sum
 	iov    []unix.Iovec
-	meager bool // the driver has fewer buffers than the longest frame needs, and does not add to them
+	beyond [1]byte // takes what doesn't fit the driver's buffers, which tells that there was such
+	meager bool    // the driver has fewer buffers than the longest frame needs, and does not add to them
 }
 
 // maxIovecs is what one system call takes (IOV_MAX).
@@ -70,14 +72,15 @@ func (r *receiver) serve(ctx context.Context, q *virtqueue.Queue) error {
 				continue
 			}
 		}
-		n, err := r.receive()
+		n, room, err := r.receive()
 		switch {
 		case err == nil:
-			r.deliver(q, n)
+			r.deliver(q, n, room)
 		case errors.Is(err, unix.EAGAIN):
 			q.Notify()
 			waitFor(q, r.port.FD(), unix.POLLIN, forever)
-		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EINVAL):
+			r.d.counters.unusable.Add(1)
 		default:
 			r.d.lose()
 		}
@@ -114,60 +117,55 @@ func (r *receiver) stock(q *virtqueue.Queue) error {
 	return nil
 }
 
-// receive reads a frame into the buffers at hand, behind a header of zeroes where the back end has none.
-func (r *receiver) receive() (int, error) {
-	r.iov = r.iov[:0]
+// receive reads a frame into the buffers at hand. It returns the frame's length and what there was room for, which is less
+// if the frame was cut.
+func (r *receiver) receive() (n, room int, err error) {
 	chains := r.count
 	if !r.merge {
 		chains = 1
 	}
+	r.iov = r.iov[:0]
 	for k := range chains {
-		r.iov = r.chains[(r.first+k)%len(r.chains)].Writable.AppendIovecs(r.iov)
+		i := (r.first + k) % len(r.chains)
+		if len(r.iov)+len(r.chains[i].Writable) >= maxIovecs { // a driver with such small buffers gets no long frames
+			break
+		}
+		r.iov = r.chains[i].Writable.AppendIovecs(r.iov)
+		room += r.sizes[i]
 	}
-	iov := r.iov[:min(len(r.iov), maxIovecs)]
+	r.iov = append(r.iov, unix.Iovec{Base: &r.beyond[0], Len: 1})
 	if r.d.cfg.Backend.Header() {
-		return r.port.Receive(iov)
+		n, err = r.port.Receive(r.iov)
+		return n, room, err
 	}
-	var zeroes [HeaderSize]byte
-	skip := fill(iov, zeroes[:])
-	n, err := r.port.Receive(skip)
-	return HeaderSize + n, err
+	n, err = r.port.Receive(iovec.Advance(r.iov, HeaderSize))
+	return HeaderSize + n, room, err
 }
 
-// fill copies p to the front of iov and returns what is behind it; iov is changed.
-func fill(iov []unix.Iovec, p []byte) []unix.Iovec {
-	for len(p) > 0 && len(iov) > 0 {
-		v := &iov[0]
-		n := copy(unsafe.Slice(v.Base, v.Len), p)
-		p = p[n:]
-		if uint64(n) == v.Len {
-			iov = iov[1:]
-			continue
-		}
-		v.Base = (*byte)(unsafe.Add(unsafe.Pointer(v.Base), n))
-		v.Len -= uint64(n)
-	}
-	return iov
-}
-
-// deliver gives the guest the n bytes that were received, in as many chains as they fill, all at once.
-func (r *receiver) deliver(q *virtqueue.Queue, n int) {
-	room := r.room
-	if !r.merge {
-		room = r.sizes[r.first]
-	}
-	if n > room || !r.d.wired.Load() {
-		// The kernel tells the length of a frame that it had to cut. The buffers serve for the next one.
-		if n > room {
-			r.d.counters.tooLong.Add(1)
-		}
+// deliver gives the guest the n bytes that were received, in as many chains as they fill, all at once. A frame that it is
+// not to see leaves the buffers for the next one.
+func (r *receiver) deliver(q *virtqueue.Queue, n, room int) {
+	switch {
+	case n > room:
+		r.d.counters.tooLong.Add(1)
+		return
+	case n < HeaderSize+ethernetHeader:
+		r.d.counters.unusable.Add(1)
+		return
+	case !r.d.up.Load():
 		return
 	}
 	chains := 0
 	for left := n; left > 0; chains++ {
 		left -= r.sizes[(r.first+chains)%len(r.chains)]
 	}
-	r.setNumBuffers(uint16(chains))
+	var header [HeaderSize]byte
+	binary.LittleEndian.PutUint16(header[offNumBuffers:], uint16(chains))
+	if r.plain { // §5.1.6.4.1: then flags and gso_type are zero, whatever the back end says
+		r.put(0, header[:])
+	} else {
+		r.put(offNumBuffers, header[offNumBuffers:])
+	}
 	for left := n; left > 0; {
 		size := min(left, r.sizes[r.first])
 		q.Add(&r.chains[r.first], uint32(size))
@@ -181,18 +179,16 @@ func (r *receiver) deliver(q *virtqueue.Queue, n int) {
 	q.Notify()
 }
 
-// setNumBuffers writes the header's field, which may be in any piece of the first chain.
-func (r *receiver) setNumBuffers(n uint16) {
-	var b [2]byte
-	binary.LittleEndian.PutUint16(b[:], n)
-	at := 0
+// put writes b to the header at off, in whatever pieces of the first chain that is.
+func (r *receiver) put(off int, b []byte) {
 	for _, p := range r.chains[r.first].Writable {
-		for i := range b {
-			if off := offNumBuffers + i - at; off >= 0 && off < len(p) {
-				p[off] = b[i]
-			}
+		if off < len(p) {
+			b = b[copy(p[off:], b):]
+			off = 0
+		} else {
+			off -= len(p)
 		}
-		if at += len(p); at >= HeaderSize {
+		if len(b) == 0 {
 			return
 		}
 	}

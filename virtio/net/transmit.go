@@ -38,17 +38,17 @@ func (t *transmitter) serve(ctx context.Context, q *virtqueue.Queue) error {
 func (t *transmitter) send(ctx context.Context, q *virtqueue.Queue) bool {
 	c := &t.d.counters
 	frame := t.chain.Readable
+	if n := frame.Len() - HeaderSize; n < ethernetHeader || n > longestEthernet {
+		c.malformed.Add(1)
+		return true
+	}
+	if !t.d.up.Load() || t.d.dead.Load() {
+		return true // into the air
+	}
 	if !t.d.cfg.Backend.Header() {
 		frame.Skip(HeaderSize) // no offload was negotiated, so it has nothing to say
 	}
 	t.iov = frame.AppendIovecs(t.iov[:0])
-	switch {
-	case len(t.iov) == 0:
-		c.malformed.Add(1)
-		return true
-	case !t.d.wired.Load() || t.d.dead.Load():
-		return true // into the air
-	}
 	for {
 		switch err := t.port.Send(t.iov); {
 		case err == nil:

@@ -72,14 +72,20 @@ func (d *Device) chooseVhost() error {
 func openVhost() (int, error) {
 	fd, err := unix.Open(vhostPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV):
 		return -1, fmt.Errorf("open %s: %w (the kernel's module is missing: modprobe vhost_net)", vhostPath, err)
+	case errors.Is(err, fs.ErrPermission):
+		return -1, fmt.Errorf("open %s: %w (needs the right to read and write it, which group kvm has in most distributions)", vhostPath, err)
 	case err != nil:
 		return -1, fmt.Errorf("open %s: %w", vhostPath, err)
 	}
 	var has virtio.Features
-	if err := vhostCall(fd, vhostGetFeatures, unsafe.Pointer(&has)); err != nil || !has.Has(vhostFeatures) {
-		return -1, errors.Join(fmt.Errorf("%s has features %#x, of %#x: %w", vhostPath, has, vhostFeatures, errors.ErrUnsupported), unix.Close(fd))
+	err = vhostCall(fd, vhostGetFeatures, unsafe.Pointer(&has))
+	if err == nil && !has.Has(vhostFeatures) {
+		err = fmt.Errorf("%s has features %#x, of %#x: %w", vhostPath, uint64(has), uint64(vhostFeatures), errors.ErrUnsupported)
+	}
+	if err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil
 }
