@@ -47,8 +47,8 @@ test-e2e: build out/u-root.cpio ## boot guests, in the nested lab where this mac
 	@scripts/setup qemu-system-x86
 	go test -count=1 -p 1 $(E2E) ./test/...
 
-bench: build out/u-root.cpio ## measure vmm beside QEMU and write docs/benchmarks.md: 10 minutes, on a quiet machine; as root on its own KVM too
-	@scripts/setup qemu-system-x86
+bench: build out/u-root.cpio ## measure vmm beside QEMU and write docs/benchmarks.md: 20 minutes, on a quiet machine; as root on its own KVM too
+	@scripts/setup qemu-system-x86 iperf3 iproute2
 	go run ./test/bench
 
 fuzz: ## run each fuzz target for FUZZTIME=30s

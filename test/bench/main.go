@@ -31,7 +31,7 @@ import (
 
 func main() {
 	var b bench
-	flag.IntVar(&b.starts, "starts", 9, "timed starts of each monitor with each kernel")
+	flag.IntVar(&b.starts, "starts", 9, "timed starts of each monitor with each kernel; 0 leaves out starts, boots, exits and memory")
 	flag.IntVar(&b.boots, "boots", 5, "timed boots of each monitor with each kernel")
 	flag.IntVar(&b.rounds, "rounds", 3, "times that each figure of the devices is measured; 0 leaves them out")
 	output := flag.String("o", "docs/benchmarks.md", "write the results into this `page`; nowhere if empty")
@@ -70,17 +70,23 @@ func (b *bench) main(ctx context.Context, page string) (err error) {
 		return err
 	}
 	whole := exec.CommandContext(ctx, "bin/vmm", "probe").Run() == nil // stock kernels run on this machine's KVM
+	own := true
 	if err := unix.Access("/dev/kvm", unix.R_OK|unix.W_OK); err != nil || os.Getuid() != 0 {
 		fmt.Fprintln(os.Stderr, "bench: this machine's own KVM is not measured: it takes /dev/kvm and root, for tracing")
-		whole = false
-	} else if r.Own, err = b.measureHere(ctx, whole); err != nil {
-		return err
+		own, whole = false, false
 	}
-	if !whole {
+	if own && b.starts > 0 {
+		if r.Own, err = b.measureHere(ctx, whole); err != nil {
+			return err
+		}
+	}
+	if !whole && b.starts > 0 {
 		if r.Lab, err = b.measureInLab(ctx); err != nil {
 			return err
 		}
-		if r.Devices, err = b.measureDevices(ctx); err != nil {
+	}
+	if b.rounds > 0 {
+		if r.Devices, err = b.measureDevices(ctx, whole); err != nil {
 			return err
 		}
 	}
@@ -146,11 +152,16 @@ func (b *bench) measureHere(ctx context.Context, whole bool) (*measure.Report, e
 	if !whole {
 		p.QEMUCPU = "host,-arch-capabilities" // a KVM in software refuses that MSR, which QEMU doesn't bear
 	}
+	fmt.Fprintln(os.Stderr, "bench: on this machine's KVM")
+	return b.runHere(ctx, p)
+}
+
+// runHere has the runner measure on this machine.
+func (b *bench) runHere(ctx context.Context, p *measure.Plan) (*measure.Report, error) {
 	input, err := json.Marshal(p)
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintln(os.Stderr, "bench: on this machine's KVM")
 	cmd := exec.CommandContext(ctx, b.runner)
 	// An interrupt is for the runner as well, which has something to clean up.
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
@@ -181,23 +192,17 @@ func (b *bench) measureInLab(ctx context.Context) (*measure.Report, error) {
 		}
 		p.Boots = append(p.Boots, image)
 	}
-	input, err := json.Marshal(p)
-	if err != nil {
-		return nil, err
-	}
 	maps.Copy(files, qemu)
 	files["/lab/runner"], files[p.Init] = b.runner, b.init
 	fmt.Fprintln(os.Stderr, "bench: in the nested lab")
-	return b.runInLab(ctx, lab.Config{Files: files}, input)
+	return b.runInLab(ctx, lab.Config{Files: files}, p)
 }
 
-// measureDevices measures the virtio devices in a lab whose disk has QEMU, and fio and iperf3 for the guests.
-func (b *bench) measureDevices(ctx context.Context) (*measure.Report, error) {
-	if b.rounds == 0 {
-		return nil, nil
-	}
+// measureDevices measures the virtio devices, on this machine if its KVM runs stock kernels (here), or in a lab whose disk
+// has QEMU. The guests have their tools, fio and iperf3, on the same disk.
+func (b *bench) measureDevices(ctx context.Context, here bool) (*measure.Report, error) {
 	series := lab.Series()[0]
-	files, err := lab.Standard(ctx, ".", series)
+	kernel, err := debian.Cloud(ctx, series)
 	if err != nil {
 		return nil, err
 	}
@@ -214,22 +219,33 @@ func (b *bench) measureDevices(ctx context.Context) (*measure.Report, error) {
 		return nil, err
 	}
 	p := b.plan()
-	p.VMM, p.QEMU, p.StartRuns, p.BootRuns = "/usr/local/bin/vmm", "/usr/bin/qemu-system-x86_64", 0, 0
+	p.StartRuns, p.BootRuns = 0, 0
 	p.Devices = &measure.DevicePlan{
-		Kernel: measure.Kernel{Name: "vmlinuz-" + series, Path: "/boot/vmlinuz-" + series}, Initrd: "/lab/guest.cpio",
-		Root: lab.GuestDisk, Rounds: b.rounds, Seconds: 4, Traffic: "/lab/traffic",
+		Kernel: measure.Kernel{Name: "vmlinuz-" + series, Path: kernel.Image}, Initrd: initrd, Root: disk, Traffic: traffic,
+		Rounds: b.rounds, Seconds: 4,
 	}
-	maps.Copy(files, map[string]string{"/lab/runner": b.runner, "/lab/guest.cpio": initrd, "/lab/traffic": traffic})
+	if here {
+		fmt.Fprintln(os.Stderr, "bench: devices, on this machine's KVM")
+		return b.runHere(ctx, p)
+	}
+	files, err := lab.Standard(ctx, ".", series)
+	if err != nil {
+		return nil, err
+	}
+	p.VMM, p.QEMU = "/usr/local/bin/vmm", "/usr/bin/qemu-system-x86_64"
+	d := p.Devices
+	d.Kernel.Path, d.Initrd, d.Root, d.Traffic = "/boot/vmlinuz-"+series, "/lab/guest.cpio", lab.GuestDisk, "/lab/traffic"
+	maps.Copy(files, map[string]string{"/lab/runner": b.runner, d.Initrd: initrd, d.Traffic: traffic})
+	fmt.Fprintln(os.Stderr, "bench: devices, in the nested lab")
+	return b.runInLab(ctx, lab.Config{Files: files, Disk: disk, GuestDisk: disk}, p)
+}
+
+// runInLab has the runner measure in a lab of its own.
+func (b *bench) runInLab(ctx context.Context, cfg lab.Config, p *measure.Plan) (*measure.Report, error) {
 	input, err := json.Marshal(p)
 	if err != nil {
 		return nil, err
 	}
-	fmt.Fprintln(os.Stderr, "bench: devices, in the nested lab")
-	return b.runInLab(ctx, lab.Config{Files: files, Disk: disk, GuestDisk: disk}, input)
-}
-
-// runInLab has the runner measure in a lab of its own.
-func (b *bench) runInLab(ctx context.Context, cfg lab.Config, input []byte) (*measure.Report, error) {
 	l, err := lab.Start(ctx, cfg)
 	if err != nil {
 		return nil, err

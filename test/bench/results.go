@@ -62,7 +62,7 @@ func (r *results) markdown() string {
 	for _, place := range []struct {
 		name   string
 		report *measure.Report
-	}{{"On this machine's KVM", r.Own}, {"In the nested lab", r.Lab}, {"Devices, in the nested lab", r.Devices}} {
+	}{{"On this machine's KVM", r.Own}, {"In the nested lab", r.Lab}, {"Devices", r.Devices}} {
 		if place.report != nil {
 			fmt.Fprintf(&out, "\n### %s (Linux %s)\n", place.name, place.report.Host)
 			writeReport(&out, place.report)
