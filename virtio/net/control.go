@@ -64,7 +64,8 @@ func (c *control) execute(data *virtqueue.Buffers) bool {
 	case classMAC:
 		switch command {
 		case macTableSet:
-			return skipMACs(data) && skipMACs(data) // unicast, multicast
+			unicast := skipMACs(data)
+			return unicast && skipMACs(data) // multicast
 		case macAddrSet:
 			var mac [6]byte
 			if _, err := io.ReadFull(data, mac[:]); err != nil || mac[0]&1 != 0 {

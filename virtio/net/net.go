@@ -330,8 +330,8 @@ func (d *Device) serve(ctx context.Context, a virtio.Activation) error {
 	if a.Features.Has(featureMQ) {
 		pairs = len(d.cfg.Ports)
 	}
-	if err := d.setOffloads(a.Features); err != nil {
-		return err
+	if d.setOffloads(a.Features) != nil {
+		d.lose() // a link without another end is no fault of the driver's
 	}
 	defer d.setMAC(d.cfg.MAC) // the driver's is gone with it
 	var broken *eventfd.EventFD
@@ -347,8 +347,8 @@ func (d *Device) serve(ctx context.Context, a virtio.Activation) error {
 		}
 		defer stop()
 	}
-	if err := d.setPairs(1); err != nil {
-		return err
+	if d.setPairs(1) != nil {
+		d.lose()
 	}
 
 	g := virtio.NewGroup(ctx)
