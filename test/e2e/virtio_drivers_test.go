@@ -43,7 +43,7 @@ traffic connect -up 100000 -down 100000 tcp:`+hostIP+`:9000 >/dev/null; head -c 
 			work(g)
 			t.Run("rebound", func(t *testing.T) {
 				g.during(t)
-				for range times(3, 100) {
+				for range times(2, 100) {
 					rebind(g, "block/vdb")
 					rebind(g, "net/eth0")
 					work(g)

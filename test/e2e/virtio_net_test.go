@@ -57,7 +57,7 @@ func TestNet(t *testing.T) {
 			})
 			t.Run("bytes with and without offloads", func(t *testing.T) {
 				g.during(t)
-				bytes := "traffic connect -up 6000000 -down 6000000 tcp:" + hostIP + ":9000"
+				bytes := "traffic connect -up 3000000 -down 3000000 tcp:" + hostIP + ":9000"
 				g.run(bytes)
 				for _, offload := range []string{"tso", "gso", "gro", "tx", "rx", "sg"} {
 					if _, status := g.try("ethtool -K eth0 " + offload + " off"); status != 0 {
@@ -170,7 +170,7 @@ ip route add default via 10.8.0.1`)
 	g := guest{args: []string{"-net", "stream=unix:" + socket}, under: n.under()}.start(t, h)
 	g.run("ip link set eth0 up; ip addr add 10.8.0.2/24 dev eth0; ip route add default via 10.8.0.1")
 	t.Log(strings.TrimSpace(g.run("traffic connect -n 100 -parallel 8 tcp:10.8.0.1:9000")))
-	t.Log(strings.TrimSpace(g.run("traffic connect -up 3000000 -down 3000000 tcp:10.8.0.1:9000")))
+	t.Log(strings.TrimSpace(g.run("traffic connect -up 2000000 -down 2000000 tcp:10.8.0.1:9000")))
 	g.run("traffic serve tcp::7000 >/tmp/serving & until [ -s /tmp/serving ]; do sleep 0.1; done")
 	n.output(t, "traffic connect -n 20 -up 10000 -down 10000 tcp:127.0.0.1:7000")
 	checkLog(t, g)

@@ -11,9 +11,14 @@ import (
 // TestVsock has the host and a guest connect to each other without a network.
 func TestVsock(t *testing.T) {
 	for _, c := range []struct {
-		series string
-		cpus   int
-	}{{"6.1", 1}, {"6.12", 2}} {
+		series      string
+		cpus        int
+		connections int
+		bytes       int // each way, on one of them
+	}{
+		{"6.1", 1, 1000, 50 << 20},
+		{"6.12", 2, times(100, 1000), times(5<<20, 100<<20)},
+	} {
 		t.Run(fmt.Sprintf("%s,cpus=%d", c.series, c.cpus), func(t *testing.T) {
 			h := kvmHost(t)
 			h.needDisk(t)
@@ -37,8 +42,8 @@ func TestVsock(t *testing.T) {
 			} {
 				t.Run(w.name, func(t *testing.T) {
 					g.during(t)
-					t.Log(strings.TrimSpace(w.run("-n 1000 -parallel 16")))
-					t.Log(strings.TrimSpace(w.run("-up 52428800 -down 52428800")))
+					t.Log(strings.TrimSpace(w.run(fmt.Sprintf("-n %d -parallel 16", c.connections))))
+					t.Log(strings.TrimSpace(w.run(fmt.Sprintf("-up %[1]d -down %[1]d", c.bytes))))
 					t.Log(strings.TrimSpace(w.run("-n 4 -parallel 4 -up 3000000 -down 3000000")))
 				})
 			}

@@ -75,7 +75,7 @@ func receive(r io.Reader, seed, n uint64) error {
 func ask(conn io.ReadWriter, up, down uint64) error {
 	sent := make(chan error, 1)
 	go func() {
-		w := bufio.NewWriterSize(conn, blockSize) // what is little goes out at once
+		w := bufio.NewWriterSize(conn, int(min(headerSize+up, blockSize))) // what is little goes out at once
 		header := make([]byte, headerSize)
 		binary.LittleEndian.PutUint64(header, up)
 		binary.LittleEndian.PutUint64(header[8:], down)
@@ -103,7 +103,7 @@ func answer(conn io.ReadWriter) error {
 	}
 	up, down := binary.LittleEndian.Uint64(header[:]), binary.LittleEndian.Uint64(header[8:])
 	sent := make(chan error, 1)
-	w := bufio.NewWriterSize(conn, blockSize)
+	w := bufio.NewWriterSize(conn, int(min(down, blockSize-1)+1)) // and the verdict
 	go func() { sent <- send(w, downSeed, down) }()
 	received := receive(conn, upSeed, up)
 	if err := <-sent; err != nil {
