@@ -109,7 +109,7 @@ func (p *process) boot(args []string) (status int, err error) {
 	}
 	status, err = s.run(p)
 	if o.debug {
-		printStats(p.stderr, s.vm.Stats())
+		printStats(p.stderr, s.vm.Stats(), set.counts)
 	}
 	return status, err
 }

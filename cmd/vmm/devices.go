@@ -20,6 +20,13 @@ type deviceSet struct {
 	behind   []io.Closer
 	notices  []string // what the user must know to use them
 	terminal bool     // one of them is on the user's terminal
+	counts   []deviceCounts
+}
+
+// deviceCounts is what a device can tell of its work.
+type deviceCounts struct {
+	name  string
+	count func() any // a struct of numbers
 }
 
 // openDevices makes what the flags ask for. The caller closes the set, after the machine.
@@ -36,6 +43,7 @@ func (p *process) openDevices(o *bootOptions, s *session) (_ *deviceSet, err err
 			return nil, err
 		}
 		set.add(dev, image)
+		set.count("disk "+o.disks[i].path, func() any { return dev.Stats() })
 	}
 	for i := range o.nics {
 		dev, backend, err := o.nics[i].open()
@@ -43,9 +51,12 @@ func (p *process) openDevices(o *bootOptions, s *session) (_ *deviceSet, err err
 			return nil, err
 		}
 		set.add(dev, backend)
+		set.count("net "+o.nics[i].text, func() any { return dev.Stats() })
 	}
 	if o.rng {
-		set.add(rng.New(rng.Config{}))
+		dev := rng.New(rng.Config{})
+		set.add(dev)
+		set.count("rng", func() any { return dev.Stats() })
 	}
 	if o.console.kind != serialNone {
 		if err := p.openConsole(o, s, set); err != nil {
@@ -58,6 +69,7 @@ func (p *process) openDevices(o *bootOptions, s *session) (_ *deviceSet, err err
 			return nil, mistakef("-balloon=%s: %w", &o.balloon, err)
 		}
 		set.add(dev)
+		set.count("balloon, in pages", func() any { return dev.Pages() })
 	}
 	if o.vsock.path != "" {
 		if err := o.vsock.open(set); err != nil {
@@ -70,6 +82,10 @@ func (p *process) openDevices(o *bootOptions, s *session) (_ *deviceSet, err err
 func (s *deviceSet) add(dev virtio.Device, behind ...io.Closer) {
 	s.devices = append(s.devices, dev)
 	s.behind = append(s.behind, behind...)
+}
+
+func (s *deviceSet) count(name string, count func() any) {
+	s.counts = append(s.counts, deviceCounts{name, count})
 }
 
 // Close closes what is behind the devices, the last first.

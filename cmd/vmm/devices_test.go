@@ -38,8 +38,11 @@ func TestDevices(t *testing.T) {
 	}
 	require.Equal(t, statusOK, p.run([]string{
 		"-kernel", "bzImage", "-vsock", "path=guest.sock,cid=7", "-balloon=1M", "-console", "file:log", "-rng",
-		"-net", "stream=unix:passt,mac=52:54:00:12:34:56", "-disk", "a,,b,queues=2,discard", "-disk", "c,readonly",
+		"-net", "stream=unix:passt,mac=52:54:00:12:34:56", "-disk", "a,,b,queues=2,discard", "-disk", "c,readonly", "-debug",
 	}), "%s", &p.stderr)
+	for _, line := range []string{"disk a,b: Reads:0 Writes:0 ", "net stream=unix:passt,", "rng: Requests:0 ", "balloon, in pages: Inflated:0 "} {
+		require.Contains(t, p.stderr.String(), "\nvmm: "+line)
+	}
 	require.NoFileExists(t, "guest.sock")
 	require.FileExists(t, "log")
 }

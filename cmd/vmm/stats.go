@@ -7,12 +7,13 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 
 	"vmm/machine"
 )
 
 // printStats prints what -debug promises.
-func printStats(w io.Writer, s machine.Stats) {
+func printStats(w io.Writer, s machine.Stats, devices []deviceCounts) {
 	out := bufio.NewWriter(w)
 	defer func() { _ = out.Flush() }() // as with any message: where it goes to is not ours to mend
 	fmt.Fprintln(out, "vmm: exits to user space by reason:")
@@ -24,6 +25,9 @@ func printStats(w io.Writer, s machine.Stats) {
 	printAccesses(out, "accesses by port:", s.Ports)
 	printAccesses(out, "accesses by address:", s.MMIO)
 	printAccesses(out, fmt.Sprintf("accesses to missing hardware, %d in all:", s.Unclaimed), s.Holes)
+	for _, d := range devices {
+		fmt.Fprintf(out, "vmm: %s: %s\n", d.name, strings.Trim(fmt.Sprintf("%+v", d.count()), "{}"))
+	}
 }
 
 func printAccesses(out io.Writer, title string, accesses []machine.AccessCount) {
