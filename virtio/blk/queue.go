@@ -121,9 +121,13 @@ func (s *queue) loop(ctx context.Context) (err error) {
 	}
 }
 
-// take starts what the guest has made available, as far as there are slots.
+// take starts what the guest has made available, as far as there are slots. It returns after a queue full of requests, also
+// where they need no slot: a driver can be as fast as we are, and the caller has to look at whether it shall end.
 func (s *queue) take() error {
-	for len(s.free) > 0 {
+	for range s.q.Size() {
+		if len(s.free) == 0 {
+			return nil
+		}
 		r := s.free[len(s.free)-1]
 		ok, err := s.q.Pop(&r.chain)
 		if !ok || err != nil {

@@ -98,7 +98,10 @@ func (r *receiver) ready() bool {
 
 // stock takes buffers of the guest's until there are enough.
 func (r *receiver) stock(q *virtqueue.Queue) error {
-	for !r.ready() {
+	for range q.Size() { // then the caller looks at whether it shall end
+		if r.ready() {
+			return nil
+		}
 		i := (r.first + r.count) % len(r.chains)
 		ok, err := q.Pop(&r.chains[i])
 		if !ok || err != nil {
