@@ -121,13 +121,42 @@ func (l vsockListener) accept() (io.ReadWriteCloser, error) {
 	}
 }
 
-func dialVsock(to *unix.SockaddrVM) (io.ReadWriteCloser, error) {
-	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+// connectTimeout replaces AF_VSOCK's own of two seconds, in which a busy lab may not come to an answer.
+const connectTimeout = 60 // seconds
+
+func dialVsock(to *unix.SockaddrVM) (_ io.ReadWriteCloser, err error) {
+	// Connecting while it blocks, it would be given up at a signal, of which Go's runtime sends some.
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Connect(fd, to); err != nil {
-		return nil, errors.Join(err, unix.Close(fd))
+	defer func() {
+		if err != nil {
+			_ = unix.Close(fd)
+		}
+	}()
+	limit := unix.Timeval{Sec: connectTimeout}
+	if err := unix.SetsockoptTimeval(fd, unix.AF_VSOCK, unix.SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit); err != nil {
+		return nil, err
+	}
+	if err := unix.Connect(fd, to); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		return nil, err
+	}
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, -1)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return nil, err
+		}
+	}
+	failure, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && failure != 0 {
+		err = unix.Errno(failure)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return os.NewFile(uintptr(fd), "vsock"), nil
 }
