@@ -24,7 +24,8 @@
 //     VIRTIO_NET_CTRL_RX_PROMISC. The commands that set filters succeed.
 //   - While the link is down ([Device.SetLink]), frames are lost; where vhost-net moves them, they wait in the guest's ring
 //     and the TAP's queue.
-//   - vhost-net asks for a reset of the device for a malformed chain too, and leaves the header's flags as the TAP has them.
+//   - vhost-net asks for a reset of the device for a malformed chain too, leaves the header's flags as the TAP has them,
+//     and num_buffers as the driver has it where no buffers are merged.
 //   - The hash reports and steering of VIRTIO_NET_F_RSS are not offered; the back end spreads flows over the queues.
 package net
 
