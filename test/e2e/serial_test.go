@@ -115,7 +115,7 @@ func TestSerialTargets(t *testing.T) {
 		client.send("{ while [ ! -e /done ]; do read up idle </proc/uptime; echo $up >>/ticks; sleep 0.2; done & " +
 			"seq 1 6000 | tr '\\n' ,; touch /done; wait; echo after''wards; }\n")
 		client.expect("1,2,3,")
-		const stall = 5
+		const stall = 20
 		h.output(t, fmt.Sprintf("kill -STOP %s; sleep %d; kill -CONT %s", client.pid, stall, client.pid))
 		var want strings.Builder
 		for i := 4; i <= 6000; i++ {
@@ -131,6 +131,7 @@ func TestSerialTargets(t *testing.T) {
 			longest, last = max(longest, now-last), now
 		}
 		require.Greater(t, last-first, float64(stall), "it was over before the stall was")
+		// A guest that waits for the reader would have one gap of the whole stall; a busy host makes short ones.
 		require.Less(t, longest, float64(stall)/2, "the guest stood still in between: %v", ticks)
 
 		checkLog(t, client)
