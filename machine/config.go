@@ -43,12 +43,21 @@ type Config struct {
 
 	// RestartOnReset boots the guest again, in place, when it resets itself. Otherwise Run returns [Reset].
 	RestartOnReset bool
+	// Reload, when set, is asked at each restart what to boot, instead of the same as before: for a guest that has
+	// replaced the kernel on its disk. Its error ends Run.
+	Reload func() (Boot, error)
 	// DebugExit adds a port (0xF4, write-only) whose write ends the machine with [DebugExit] and the value written.
 	// For tests: any program in the guest with port access can use it.
 	DebugExit bool
 	// Trace counts each access to a port or address that reaches the monitor, for [Machine.Stats]. It costs a little on
 	// each exit and some memory.
 	Trace bool
+}
+
+// Boot is what [Config.Reload] returns, with the meaning that the fields of [Config] have.
+type Boot struct {
+	Kernel, Initrd Image
+	Cmdline        string
 }
 
 // Defaults and limits of a [Config].

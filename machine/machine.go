@@ -161,6 +161,16 @@ func (m *Machine) restart() (*board, error) {
 		return nil, fmt.Errorf("reset: %w", err)
 	}
 	m.uart.Reset()
+	if m.cfg.Reload != nil {
+		boot, err := m.cfg.Reload()
+		if err == nil {
+			m.cfg.Kernel, m.cfg.Initrd, m.cfg.Cmdline = boot.Kernel, boot.Initrd, boot.Cmdline
+			err = m.cfg.complete()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reset: %w", err)
+		}
+	}
 	b, err := m.newBoard()
 	if err != nil {
 		return nil, fmt.Errorf("reset: %w", err)

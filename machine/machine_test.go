@@ -144,6 +144,43 @@ func TestRestartInPlace(t *testing.T) {
 	require.GreaterOrEqual(t, resets, uint64(4), "the counts go on over resets")
 }
 
+// TestReload: the first boot resets, and the next gets another kernel; then the disk has none any more.
+func TestReload(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		reload func() (machine.Boot, error)
+		want   machine.Exit
+		err    string
+	}{
+		{
+			name:   "another kernel",
+			reload: func() (machine.Boot, error) { return machine.Boot{Kernel: powerOff.image()}, nil },
+			want:   machine.Exit{Reason: machine.PowerOff, Source: "ACPI S5"},
+		},
+		{
+			name:   "no kernel any more",
+			reload: func() (machine.Boot, error) { return machine.Boot{}, errors.New("no kernel on the disk") },
+			err:    "reset: no kernel on the disk",
+		},
+		{
+			name:   "no kernel, and no error either",
+			reload: func() (machine.Boot, error) { return machine.Boot{}, nil },
+			err:    "reset: Kernel: not set",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := boot(t, bootMark, func(c *machine.Config) { c.RestartOnReset, c.Reload = true, tt.reload })
+			exit, err := m.Run(t.Context())
+			if tt.err != "" {
+				require.EqualError(t, err, tt.err)
+			} else {
+				require.NoError(t, err)
+			}
+			require.Equal(t, tt.want, exit)
+		})
+	}
+}
+
 func TestStop(t *testing.T) {
 	for _, cpus := range []int{1, 5} {
 		for name, p := range map[string]payload{"spinning": spin, "halted": halt} {
