@@ -187,6 +187,22 @@ func (f *File) Refresh() error {
 	return nil
 }
 
+// Truncate makes the file longer, with zeroes, or shorter. A block device keeps its size, which is an error only where it
+// is too small.
+func (f *File) Truncate(size int64) error {
+	if f.isDevice {
+		if size > f.Size() {
+			return unix.ENOSPC
+		}
+		return nil
+	}
+	for {
+		if err := unix.Ftruncate(f.fd, size); !errors.Is(err, unix.EINTR) {
+			return errors.Join(err, f.Refresh())
+		}
+	}
+}
+
 // BlockSizes returns the disk's logical block size, which the guest's I/O must be a multiple of, and its physical one, in
 // bytes.
 func (f *File) BlockSizes() (logical, physical int) { return f.logical, f.physical }

@@ -37,3 +37,29 @@ func TestAligned(t *testing.T) {
 	require.False(t, iovec.Aligned(vectors(page[:512], page[256:768]), 512), "an address")
 	require.False(t, iovec.Aligned(vectors(page[:511]), 512), "a length")
 }
+
+func TestSplit(t *testing.T) {
+	for n := range 7 {
+		buffers := [][]byte{[]byte("ab"), nil, []byte("c"), []byte("def")}
+		iov := vectors(buffers...)
+		require.EqualValues(t, 6, iovec.Len(iov))
+		head, rest := iovec.Split(iov, int64(n))
+		require.Equal(t, "abcdef"[:n], text(head))
+		iovec.Advance(head, n) // as who reads into it does
+		behind := rest.Of(iov)
+		require.Equal(t, "abcdef"[n:], text(behind))
+		iovec.Zero(behind)
+		require.Equal(t, "abcdef"[:n]+"\x00\x00\x00\x00\x00\x00"[n:], string(buffers[0])+string(buffers[2])+string(buffers[3]))
+	}
+	head, rest := iovec.Split(nil, 0)
+	require.Empty(t, head)
+	require.Empty(t, rest.Of(nil))
+}
+
+func text(iov []unix.Iovec) string {
+	var b []byte
+	for _, v := range iov {
+		b = append(b, unsafe.Slice(v.Base, v.Len)...)
+	}
+	return string(b)
+}

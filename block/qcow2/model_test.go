@@ -1,0 +1,246 @@
+package qcow2
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// osFile is a Storage for tests that look at the file with other tools.
+type osFile struct{ *os.File }
+
+func (f osFile) Size() int64 {
+	st, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
+// qemuImg runs qemu-img, or skips the test where there is none.
+func qemuImg(t *testing.T, args ...string) string {
+	t.Helper()
+	path, err := exec.LookPath("qemu-img")
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("no qemu-img (scripts/setup qemu-utils)")
+		}
+		t.Skip("no qemu-img: install Debian's qemu-utils")
+	}
+	out, err := exec.Command(path, args...).CombinedOutput()
+	require.NoError(t, err, "qemu-img %v: %s", args, out)
+	return string(out)
+}
+
+// disk is an image under test beside what it has to hold.
+type disk struct {
+	t     *testing.T
+	path  string
+	file  osFile
+	image *Image
+	want  []byte
+	base  []byte // the backing file's contents
+	v2    bool
+}
+
+func (d *disk) open() {
+	f, err := os.OpenFile(d.path, os.O_RDWR, 0)
+	require.NoError(d.t, err)
+	d.file = osFile{f}
+	d.image, err = Open(d.file, Options{Backing: func(string, string) (Backing, error) { return bytes.NewReader(d.base), nil }})
+	require.NoError(d.t, err)
+}
+
+func (d *disk) close() {
+	require.NoError(d.t, d.image.Close())
+	require.NoError(d.t, d.file.Close())
+}
+
+// check lets qemu-img look at the image, and compares all of it.
+func (d *disk) check() {
+	d.t.Helper()
+	qemuImg(d.t, "check", "-f", "qcow2", d.path)
+	raw := filepath.Join(filepath.Dir(d.path), "want")
+	require.NoError(d.t, os.WriteFile(raw, d.want, 0o600))
+	qemuImg(d.t, "compare", "-f", "qcow2", "-F", "raw", "-s", d.path, raw)
+}
+
+func (d *disk) compare() {
+	d.t.Helper()
+	got := make([]byte, len(d.want))
+	n, err := d.image.ReadAt(got, 0)
+	require.NoError(d.t, err)
+	require.Equal(d.t, len(d.want), n)
+	if !bytes.Equal(d.want, got) {
+		at := 0
+		for d.want[at] == got[at] {
+			at++
+		}
+		d.t.Fatalf("differs from %#x on", at)
+	}
+}
+
+func fillRandom(r *rand.Rand, p []byte) {
+	for i := range p {
+		p[i] = byte(r.Uint32())
+	}
+}
+
+// step does one random thing to the disk and to the model.
+func (d *disk) step(r *rand.Rand) string {
+	t := d.t
+	cluster := d.image.clusterSize
+	span := func(most int64) (off, n int64) {
+		off = r.Int64N(int64(len(d.want))/512) * 512
+		n = min((1+r.Int64N(most/512))*512, int64(len(d.want))-off)
+		if r.IntN(3) == 0 { // whole clusters
+			off &^= cluster - 1
+			n = min((n+cluster-1)&^(cluster-1), int64(len(d.want))-off)
+		}
+		return off, n
+	}
+	switch k := r.IntN(100); {
+	case k < 50:
+		off, n := span(4 * cluster)
+		p := make([]byte, n)
+		fillRandom(r, p)
+		copy(d.want[off:], p)
+		m, err := d.image.WriteAt(p, off)
+		require.NoError(t, err)
+		require.EqualValues(t, n, m)
+		return fmt.Sprintf("write %#x+%#x", off, n)
+	case k < 70:
+		off, n := span(8 * cluster)
+		p := make([]byte, n)
+		_, err := d.image.ReadAt(p, off)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(d.want[off:off+n], p), "read %#x+%#x", off, n)
+		return fmt.Sprintf("read %#x+%#x", off, n)
+	case k < 80:
+		off, n := span(20 * cluster)
+		unmap := r.IntN(2) == 0
+		require.NoError(t, d.image.WriteZeroes(off, n, unmap))
+		clear(d.want[off : off+n])
+		return fmt.Sprintf("zeroes %#x+%#x %v", off, n, unmap)
+	case k < 90:
+		off, n := span(20 * cluster)
+		require.NoError(t, d.image.Discard(off, n))
+		// What is left is ours to choose, within limits.
+		got := make([]byte, n)
+		_, err := d.image.ReadAt(got, off)
+		require.NoError(t, err)
+		for i := range got {
+			if got[i] != 0 && got[i] != d.want[off+int64(i)] {
+				t.Fatalf("discard %#x+%#x left %#x at %#x", off, n, got[i], off+int64(i))
+			}
+		}
+		copy(d.want[off:], got)
+		return fmt.Sprintf("discard %#x+%#x", off, n)
+	case k < 94:
+		require.NoError(t, d.image.Sync())
+		return "sync"
+	case k < 96:
+		size := int64(len(d.want)) + (r.Int64N(8*cluster/512)-4*cluster/512)*512
+		size = max(size, 512)
+		require.NoError(t, d.image.Resize(size))
+		d.want = append(d.want, make([]byte, max(0, size-int64(len(d.want))))...)[:size]
+		return fmt.Sprintf("resize %#x", size)
+	case k < 98:
+		d.close()
+		d.check()
+		d.open()
+		return "reopen"
+	case k < 99:
+		res, err := d.image.Check(Repair{})
+		require.NoError(t, err)
+		require.True(t, res.Clean(), "%+v", res)
+		return "check"
+	default:
+		d.close()
+		qemuImg(t, "snapshot", "-c", "s"+strconv.Itoa(r.Int()), d.path)
+		d.open()
+		return "snapshot"
+	}
+}
+
+// TestModel does thousands of random things to images of all kinds, and has QEMU look at what becomes of them.
+func TestModel(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		size    int64
+		options string // of qemu-img; empty where Create makes the image
+		create  CreateOptions
+		base    int64 // size of the backing file
+	}{
+		{name: "64K", size: 4 << 20},
+		{name: "4K", size: 1<<20 + 512, create: CreateOptions{ClusterSize: 4096}},
+		{name: "512, 1 bit", size: 256 << 10, create: CreateOptions{ClusterSize: 512, RefcountBits: 1}},
+		{name: "512, 64 bits", size: 300 << 10, create: CreateOptions{ClusterSize: 512, RefcountBits: 64}},
+		{name: "1K, 2 bits, backing", size: 300 << 10, create: CreateOptions{ClusterSize: 1024, RefcountBits: 2}, base: 100<<10 + 1},
+		{name: "2M", size: 8 << 20, create: CreateOptions{ClusterSize: 2 << 20}},
+		{name: "4K, backing as long", size: 1 << 20, create: CreateOptions{ClusterSize: 4096}, base: 1 << 20},
+		{name: "4K, backing longer", size: 512 << 10, create: CreateOptions{ClusterSize: 4096}, base: 1 << 20},
+		{name: "v2", size: 1 << 20, create: CreateOptions{Version: 2, ClusterSize: 4096}},
+		{name: "v2, backing", size: 1 << 20, create: CreateOptions{Version: 2, ClusterSize: 4096}, base: 700 << 10},
+		{name: "QEMU's", size: 2 << 20, options: "cluster_size=8k,refcount_bits=32,lazy_refcounts=on"},
+		{name: "QEMU's, preallocated", size: 2 << 20, options: "cluster_size=4k,refcount_bits=8,preallocation=metadata"},
+		{name: "QEMU's, full", size: 1 << 20, options: "cluster_size=1k,preallocation=falloc"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			r := rand.New(rand.NewPCG(seed, 0))
+			d := &disk{t: t, path: filepath.Join(t.TempDir(), "disk.qcow2"), want: make([]byte, tt.size), base: make([]byte, tt.base)}
+			fillRandom(r, d.base)
+			copy(d.want, d.base)
+			o := tt.create
+			o.Size = tt.size
+			if tt.base > 0 {
+				require.NoError(t, os.WriteFile(filepath.Join(filepath.Dir(d.path), "base"), d.base, 0o600))
+				o.BackingFile, o.BackingFormat = "base", "raw"
+			}
+			if tt.options != "" {
+				qemuImg(t, "create", "-f", "qcow2", "-o", tt.options, d.path, strconv.FormatInt(tt.size, 10))
+			} else {
+				f, err := os.Create(d.path)
+				require.NoError(t, err)
+				require.NoError(t, Create(osFile{f}, o))
+				require.NoError(t, f.Close())
+			}
+			d.open()
+			d.image.limit = 8 // tables in memory, so that they come and go
+			var log []string
+			defer func() {
+				if t.Failed() {
+					t.Log(log)
+				}
+			}()
+			steps := 1000
+			if testing.Short() {
+				steps = 100
+			}
+			for range steps {
+				log = append(log, d.step(r))
+				if d.image.limit > 8 && r.IntN(2) == 0 {
+					d.image.limit = 8
+				}
+			}
+			d.compare()
+			d.close()
+			d.check()
+		})
+	}
+}
+
+var _ = errors.Is
+var _ io.Reader
