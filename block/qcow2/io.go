@@ -159,13 +159,16 @@ func (m *Image) WriteVector(iov []unix.Iovec, off int64) (done int, err error) {
 		if err != nil {
 			return done, err
 		}
+		if w.n == 0 {
+			continue // another write was in the way
+		}
 		iov = w.rest.Of(iov)
 		done += int(w.n)
 	}
 	return done, nil
 }
 
-// written is how far a write has come.
+// written is how far a write has come; if n is 0, it was in another's way and has to look again.
 type written struct {
 	n    int64
 	rest iovec.Rest

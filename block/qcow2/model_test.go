@@ -2,9 +2,7 @@ package qcow2
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -49,7 +47,8 @@ type disk struct {
 	image *Image
 	want  []byte
 	base  []byte // the backing file's contents
-	v2    bool
+
+	snapshots map[string][]byte // what each has to hold
 }
 
 func (d *disk) open() {
@@ -65,13 +64,16 @@ func (d *disk) close() {
 	require.NoError(d.t, d.file.Close())
 }
 
+// mostSnapshots is how many the refcounts have room for.
+func (d *disk) mostSnapshots() int { return min(1<<(1<<d.image.refOrder)-2, 5) }
+
 // check lets qemu-img look at the image, and compares all of it.
 func (d *disk) check() {
 	d.t.Helper()
 	qemuImg(d.t, "check", "-f", "qcow2", d.path)
 	raw := filepath.Join(filepath.Dir(d.path), "want")
 	require.NoError(d.t, os.WriteFile(raw, d.want, 0o600))
-	qemuImg(d.t, "compare", "-f", "qcow2", "-F", "raw", "-s", d.path, raw)
+	qemuImg(d.t, "compare", "-f", "qcow2", "-F", "raw", d.path, raw)
 }
 
 func (d *disk) compare() {
@@ -164,12 +166,15 @@ func (d *disk) step(r *rand.Rand) string {
 		require.NoError(t, err)
 		require.True(t, res.Clean(), "%+v", res)
 		return "check"
-	default:
+	case len(d.snapshots) < d.mostSnapshots():
 		d.close()
-		qemuImg(t, "snapshot", "-c", "s"+strconv.Itoa(r.Int()), d.path)
+		name := "s" + strconv.Itoa(len(d.snapshots))
+		qemuImg(t, "snapshot", "-c", name, d.path)
+		d.snapshots[name] = bytes.Clone(d.want)
 		d.open()
 		return "snapshot"
 	}
+	return "nothing"
 }
 
 // TestModel does thousands of random things to images of all kinds, and has QEMU look at what becomes of them.
@@ -200,7 +205,7 @@ func TestModel(t *testing.T) {
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			r := rand.New(rand.NewPCG(seed, 0))
-			d := &disk{t: t, path: filepath.Join(t.TempDir(), "disk.qcow2"), want: make([]byte, tt.size), base: make([]byte, tt.base)}
+			d := &disk{t: t, path: filepath.Join(t.TempDir(), "disk.qcow2"), want: make([]byte, tt.size), base: make([]byte, tt.base), snapshots: map[string][]byte{}}
 			fillRandom(r, d.base)
 			copy(d.want, d.base)
 			o := tt.create
@@ -236,11 +241,20 @@ func TestModel(t *testing.T) {
 				}
 			}
 			d.compare()
+			list, err := d.image.Snapshots()
+			require.NoError(t, err)
+			require.Len(t, list, len(d.snapshots))
 			d.close()
 			d.check()
+			for name, want := range d.snapshots {
+				out := filepath.Join(t.TempDir(), name)
+				qemuImg(t, "convert", "-f", "qcow2", "-l", name, "-O", "raw", d.path, out)
+				got, err := os.ReadFile(out)
+				require.NoError(t, err)
+				n := min(len(want), len(got)) // qemu-img gives as much as the disk has now
+				require.True(t, bytes.Equal(want[:n], got[:n]), "a snapshot has changed")
+			}
 		})
 	}
 }
 
-var _ = errors.Is
-var _ io.Reader
