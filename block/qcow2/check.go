@@ -44,7 +44,7 @@ func (m *Image) Check(repair Repair) (*Result, error) {
 	defer m.users.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	c := &checker{m: m, repair: repair, r: &Result{TotalClusters: m.clusters(m.Size())}}
+	c := &checker{m: m, repair: repair, own: map[uint64]bool{}, r: &Result{TotalClusters: m.clusters(m.Size())}}
 	if err := c.run(); err != nil {
 		return nil, err
 	}
@@ -72,6 +72,7 @@ type checker struct {
 	first  bool // pass: problems are told once
 	base   uint64
 	counts []uint32
+	own    map[uint64]bool // clusters that the repair itself took, and whose refcounts are right
 }
 
 func (c *checker) run() (err error) {
@@ -109,7 +110,40 @@ func (c *checker) run() (err error) {
 		c.first = false
 	}
 	c.counts = nil
+	if err := c.beyond(total); err != nil {
+		return err
+	}
 	return c.flags()
+}
+
+// beyond looks for refcounts of clusters from total on, behind the end of the file, which nothing can refer to.
+func (c *checker) beyond(total uint64) error {
+	m := c.m
+	seen := map[uint64]bool{} // blocks: a hostile table may lead to one of them from everywhere
+	for i := total >> m.refBits; i < uint64(len(m.ref)); i++ {
+		t, err := m.refBlock(i << m.refBits)
+		if err != nil || t == nil || seen[m.ref[i]] {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		seen[m.ref[i]] = true
+		perWord := uint64(64) >> m.refOrder
+		for w, word := range t.words {
+			if word == 0 {
+				continue
+			}
+			for k := uint64(w) * perWord; k < uint64(w+1)*perWord; k++ {
+				if cluster := i<<m.refBits + k; cluster >= total && t.refcount(k, m.refOrder) != 0 {
+					if err := c.judge(cluster, t.refcount(k, m.refOrder), 0); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // corruption notes a problem that can lose data.
@@ -326,36 +360,48 @@ func (c *checker) compare() error {
 		if err != nil {
 			return err
 		}
-		if have == uint64(want) {
-			continue
-		}
-		fix := c.repair.Refcounts
-		if have > uint64(want) {
-			fix = fix || c.repair.Leaks
-			c.r.Leaks++
-			c.tell("Leaked cluster %d refcount=%d reference=%d", cluster, have, want)
-		} else {
-			c.corruption("cluster %d refcount=%d reference=%d", cluster, have, want)
-		}
-		if limit := uint64(1)<<(1<<m.refOrder) - 1; !fix || m.refOrder < 6 && uint64(want) > limit {
-			continue
-		}
-		if err := c.fixRefcount(cluster, uint64(want)); err != nil {
+		if err := c.judge(cluster, have, uint64(want)); err != nil {
 			return err
 		}
-		if have > uint64(want) {
-			c.r.LeaksFixed++
-		} else {
-			c.r.CorruptionsFixed++
-		}
+	}
+	return nil
+}
+
+// judge compares the refcount that a cluster has with what refers to it.
+func (c *checker) judge(cluster, have, want uint64) error {
+	if have == want || c.own[cluster] {
+		return nil
+	}
+	fix := c.repair.Refcounts
+	if have > want {
+		fix = fix || c.repair.Leaks
+		c.r.Leaks++
+		c.tell("Leaked cluster %d refcount=%d reference=%d", cluster, have, want)
+	} else {
+		c.corruption("cluster %d refcount=%d reference=%d", cluster, have, want)
+	}
+	if !fix || c.m.refOrder < 6 && want >= 1<<(1<<c.m.refOrder) {
+		return nil // not to be mended, or not with refcounts of so few bits
+	}
+	if err := c.fixRefcount(cluster, want); err != nil {
+		return err
+	}
+	if have > want {
+		c.r.LeaksFixed++
+	} else {
+		c.r.CorruptionsFixed++
 	}
 	return nil
 }
 
 // fixRefcount sets a refcount, after it has made a refcount block for it if need be.
 func (c *checker) fixRefcount(cluster, value uint64) error {
+	before := uint64(c.m.virgin) >> c.m.clusterBits
 	if err := c.m.needRefBlock(cluster); err != nil {
 		return err
+	}
+	for own := before; own < uint64(c.m.virgin)>>c.m.clusterBits; own++ {
+		c.own[own] = true
 	}
 	return c.m.setRefcount(cluster, value)
 }

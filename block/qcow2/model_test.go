@@ -257,4 +257,3 @@ func TestModel(t *testing.T) {
 		})
 	}
 }
-
