@@ -1,4 +1,5 @@
-// Package block opens disk images on the host: raw files and block devices so far.
+// Package block opens the files and block devices that disk images are in. What is in them, if not the disk's bytes as they
+// are, is for the packages below it.
 //
 // An image in use is locked as a whole by an open file description lock (F_OFD_SETLK, fcntl(2)): exclusively by whoever may
 // write to it, shared by readers. The kernel drops the lock with the file, however the process ends. QEMU's locks, on
@@ -6,7 +7,6 @@
 package block
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -38,11 +38,8 @@ type Options struct {
 	Cache    Cache
 }
 
-// The errors of [Open] that a caller may want to tell apart.
-var (
-	ErrLocked = errors.New("in use by another process or disk: an image can have one writer, or several readers")
-	ErrFormat = errors.New("not a raw image")
-)
+// ErrLocked is an error of [Open] that a caller may want to tell apart.
+var ErrLocked = errors.New("in use by another process or disk: an image can have one writer, or several readers")
 
 // File is a raw image. Any goroutine may call any method but Close, which must be the last.
 type File struct {
@@ -58,7 +55,7 @@ type File struct {
 	buffers sync.Pool // of *[bounceSize]byte
 }
 
-// Open opens and locks the image at path.
+// Open opens and locks the file at path, which has to be there and not empty.
 func Open(path string, o Options) (_ *File, err error) {
 	flags := unix.O_RDWR
 	if o.ReadOnly {
@@ -77,25 +74,47 @@ func Open(path string, o Options) (_ *File, err error) {
 	case err != nil:
 		return nil, err
 	}
+	f, err := newFile(fd, path, o)
+	if err == nil && f.Size() == 0 {
+		err = errors.Join(errors.New("is empty"), f.Close())
+	}
+	return f, err
+}
+
+// Create opens and locks the file at path for a new image: made where there is none, cut to nothing where there is one.
+func Create(path string) (*File, error) {
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o666)
+	if err != nil {
+		return nil, err
+	}
+	f, err := newFile(fd, path, Options{})
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Truncate(0); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// Temporary returns an empty file in dir that has no name, and vanishes with Close. Sync does nothing.
+func Temporary(dir string) (*File, error) {
+	fd, err := unix.Open(dir, unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	return newFile(fd, dir, Options{Cache: Unsafe})
+}
+
+// newFile takes over fd, and closes it if that fails.
+func newFile(fd int, path string, o Options) (*File, error) {
 	f := &File{path: path, fd: fd, opts: o, logical: SectorSize, physical: SectorSize, memAlign: 1}
-	defer func() {
-		if err != nil {
-			_ = unix.Close(fd)
+	for _, step := range []func() error{f.inspect, f.lock, f.Refresh} {
+		if err := step(); err != nil {
+			return nil, errors.Join(err, f.Close())
 		}
-	}()
-	if err := f.inspect(); err != nil {
-		return nil, err
 	}
-	if err := f.lock(); err != nil {
-		return nil, err
-	}
-	if err := f.Refresh(); err != nil {
-		return nil, err
-	}
-	if f.Size() == 0 {
-		return nil, errors.New("is empty")
-	}
-	return f, f.checkFormat()
+	return f, nil
 }
 
 // inspect finds out what the file is, and its block sizes.
@@ -146,25 +165,6 @@ func (f *File) lock() error {
 		return ErrLocked
 	}
 	return err
-}
-
-// checkFormat refuses what is certainly an image of another format: a guest would find garbage in it, and destroy it.
-func (f *File) checkFormat() error {
-	if f.Size() < 4096 {
-		return nil
-	}
-	head := make([]byte, 4096)
-	if _, err := f.ReadAt(head, 0); err != nil {
-		return err
-	}
-	for _, format := range []struct{ magic, name string }{
-		{"QFI\xfb", "qcow2"}, {"KDMV", "VMDK"}, {"vhdxfile", "VHDX"}, {"conectix", "VHD"}, {"\x1f\x8b", "gzip"}, {"\xfd7zXZ", "xz"}, {"\x28\xb5\x2f\xfd", "zstd"},
-	} {
-		if bytes.HasPrefix(head, []byte(format.magic)) {
-			return fmt.Errorf("%w but %s (qemu-img convert -O raw, or the unpacker, makes a raw one)", ErrFormat, format.name)
-		}
-	}
-	return nil
 }
 
 // Close closes the image and drops its lock.

@@ -138,13 +138,41 @@ func TestMistakes(t *testing.T) {
 		{dir, "is a directory"},
 		{fifo, "neither a file nor a block device"},
 		{image(t, nil), "is empty"},
-		{image(t, append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 8192)...)), "not a raw image but qcow2"},
 	} {
 		_, err := block.Open(c.path, block.Options{})
 		require.ErrorContains(t, err, c.want)
 	}
 	_, err := block.Open("/dev/null", block.Options{})
 	require.Error(t, err)
+}
+
+func TestCreateAndTemporary(t *testing.T) {
+	path := image(t, make([]byte, 4096))
+	locked, err := block.Open(path, block.Options{ReadOnly: true})
+	require.NoError(t, err)
+	_, err = block.Create(path)
+	require.ErrorIs(t, err, block.ErrLocked)
+	require.NoError(t, locked.Close())
+	st, err := os.Stat(path)
+	require.NoError(t, err)
+	require.EqualValues(t, 4096, st.Size(), "cut although it was in use")
+
+	f, err := block.Create(path)
+	require.NoError(t, err)
+	require.Zero(t, f.Size())
+	require.NoError(t, f.Truncate(8192))
+	require.EqualValues(t, 8192, f.Size())
+	require.NoError(t, f.Close())
+
+	dir := t.TempDir()
+	f, err = block.Temporary(dir)
+	require.NoError(t, err)
+	_, err = f.WriteAt([]byte("x"), 0)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	names, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, names)
 }
 
 // A loop device stands for all block devices.
@@ -179,6 +207,9 @@ func TestBlockDevice(t *testing.T) {
 	require.NoError(t, f.WriteZeroes(0, 4096, false))
 	require.NoError(t, f.Discard(4096, 4096))
 	require.NoError(t, f.Sync())
+	require.NoError(t, f.Truncate(4096), "a device keeps its size")
+	require.Equal(t, int64(1<<20), f.Size())
+	require.ErrorIs(t, f.Truncate(2<<20), unix.ENOSPC)
 	p := make([]byte, 8192)
 	_, err = f.ReadAt(p, 0)
 	require.NoError(t, err)

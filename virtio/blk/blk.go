@@ -73,6 +73,10 @@ type (
 	DirectBackend interface {
 		Direct() (fd, align int)
 	}
+	// Guarded is a DirectBackend that wants to see the writes that begin before an offset.
+	Guarded interface {
+		DirectFrom() int64
+	}
 	// Discarder can free blocks that the guest has no use for. An error that is errors.ErrUnsupported is told the guest
 	// as such.
 	Discarder interface {

@@ -29,6 +29,7 @@ type queue struct {
 
 	ring     *iouring.Ring // nil where there is none
 	align    int           // of memory, for the ring
+	from     int64         // where writes by the ring may begin
 	inRing   int           // requests
 	counter  uint64        // what the ring reads from the kick
 	watching bool          // the ring waits for the kick
@@ -71,6 +72,9 @@ func (s *queue) openRing() {
 		return
 	}
 	s.ring, s.align = ring, align
+	if g, ok := b.(Guarded); ok {
+		s.from = g.DirectFrom()
+	}
 }
 
 // close ends the workers and the ring, in which nothing but a wait for a kick may be left.
@@ -146,7 +150,7 @@ func (s *queue) take() error {
 
 // start hands a request to the ring or to a worker.
 func (s *queue) start(r *request) {
-	if s.ring != nil && (r.kind == typeIn || r.kind == typeOut) && iovec.Aligned(r.iov, s.align) {
+	if s.ring != nil && (r.kind == typeIn || r.kind == typeOut && r.off >= s.from) && iovec.Aligned(r.iov, s.align) {
 		s.d.counters.ring.Add(1)
 		s.submit(r)
 		return
