@@ -97,12 +97,3 @@ func (m *Image) unpack(p []byte, entry uint64) error {
 	}
 	return nil
 }
-
-func (u *unpacked) close() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.zstd != nil {
-		u.zstd.Close()
-		u.zstd = nil
-	}
-}

@@ -91,7 +91,7 @@ func (m *Image) allocate(n int64) (off, got int64, zeroed bool, err error) {
 		}
 		first-- // the block may have taken this cluster for itself
 	}
-	for got = 0; got < n; got++ {
+	for got < n {
 		cluster := first + uint64(got)
 		if cluster>>m.refBits != first>>m.refBits {
 			break // the next block's time will come
@@ -101,6 +101,7 @@ func (m *Image) allocate(n int64) (off, got int64, zeroed bool, err error) {
 		} else if count > 0 {
 			break
 		}
+		got++
 	}
 	off = int64(first) << m.clusterBits
 	if m.hasMeta(off, got) {
@@ -185,7 +186,8 @@ func (m *Image) addRefBlock(i uint64, off int64) {
 func (m *Image) growRefTable(i uint64) error {
 	base := max(i, uint64(len(m.ref))) << m.refBits // the first cluster of the new block
 	perCluster := uint64(1) << (m.clusterBits - 3)  // entries
-	blocks, entries, tableClusters := uint64(1), uint64(0), uint64(0)
+	blocks := uint64(1)
+	var entries, tableClusters uint64
 	for {
 		entries = (base>>m.refBits + blocks) * 3 / 2
 		tableClusters = (entries + perCluster - 1) / perCluster
