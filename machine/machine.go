@@ -7,6 +7,10 @@
 //	defer m.Close()
 //	exit, err := m.Run(ctx)
 //
+// Each vCPU has a thread, and so has each queue of a virtio device. A program on a host with few processors should set
+// GOMAXPROCS to their number, and a few more: else a thread that comes back from the kernel may wait for a place in Go's
+// scheduler, for as long as a vCPU is in the guest.
+//
 // Any number of machines may live in one process. The package keeps no state of its own, prints nothing, and touches
 // neither the process's signals (but for SIGURG, which it sends to its own threads) nor its standard streams.
 package machine

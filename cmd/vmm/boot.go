@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -62,20 +63,24 @@ func (p *process) boot(args []string) (status int, err error) {
 		DebugExit:      o.debugExit,
 		Trace:          o.debug,
 	}
-	kernel, err := openImage("kernel", o.kernel)
+	kernel, err := openBootFile("kernel", o.kernel)
 	if err != nil {
 		return 0, err
 	}
 	defer kernel.Close()
 	cfg.Kernel = kernel
 	if o.initrd != "" {
-		initrd, err := openImage("initrd", o.initrd)
+		initrd, err := openBootFile("initrd", o.initrd)
 		if err != nil {
 			return 0, err
 		}
 		defer initrd.Close()
 		cfg.Initrd = initrd
 	}
+
+	// A thread that comes back from the kernel needs a place in Go's scheduler, and the others, vCPUs among them, keep theirs
+	// for a while when they go there. With a place for each none has to wait, however few processors the host has.
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), o.threads()))
 
 	s := newSession(time.Duration(o.grace))
 	defer s.end()

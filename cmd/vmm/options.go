@@ -180,6 +180,18 @@ func (o *bootOptions) parse(args []string) error {
 	return nil
 }
 
+// threads is how many threads the machine has that may all want to run: one for each vCPU and queue, and some for the rest.
+func (o *bootOptions) threads() int {
+	n := int(o.cpus) + 4
+	for _, d := range o.disks {
+		n += d.queues
+	}
+	for _, c := range o.nics {
+		n += 2 * c.queues
+	}
+	return n
+}
+
 func (o *bootOptions) operandHint(operand string) string {
 	switch {
 	case o.kernel == "" && strings.ContainsAny(operand, "./"):
@@ -216,16 +228,16 @@ func (o *bootOptions) explain(err error) error {
 	return mistake{err}
 }
 
-// image is a file as machine.Config wants it.
-type image struct {
+// bootFile is a file as machine.Config wants it.
+type bootFile struct {
 	*os.File
 	size int64
 }
 
-func (i *image) Size() int64 { return i.size }
+func (i *bootFile) Size() int64 { return i.size }
 
-// openImage opens the file that flag names. The caller closes it.
-func openImage(flag, path string) (*image, error) {
+// openBootFile opens the file that flag names. The caller closes it.
+func openBootFile(flag, path string) (*bootFile, error) {
 	// Non-blocking mode makes no difference to a regular file; without it a FIFO would wait here for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -242,7 +254,7 @@ func openImage(flag, path string) (*image, error) {
 	case st.Size() == 0:
 		err = errors.New("is empty")
 	default:
-		return &image{File: f, size: st.Size()}, nil
+		return &bootFile{File: f, size: st.Size()}, nil
 	}
 	_ = f.Close()
 	return nil, mistakef("-%s %s: %w", flag, path, err)
