@@ -62,6 +62,28 @@ func (m *Image) Check(repair Repair) (*Result, error) {
 	return c.r, err
 }
 
+// CheckFile is [Image.Check] of the image in file, which it opens whatever state that is in, and closes.
+func CheckFile(file Storage, repair Repair) (*Result, error) {
+	h, err := readHeader(file)
+	if err != nil {
+		return nil, err
+	}
+	m := newImage(file, h, repair == Repair{})
+	if err := m.load(); err != nil {
+		return nil, err
+	}
+	if !m.readOnly {
+		if err := m.makeWhole(); err != nil {
+			return nil, err
+		}
+	}
+	r, err := m.Check(repair)
+	if err != nil {
+		return nil, err
+	}
+	return r, m.Close()
+}
+
 type checker struct {
 	m         *Image
 	repair    Repair

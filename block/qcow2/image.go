@@ -304,14 +304,22 @@ func (m *Image) hasMeta(off, n int64) bool {
 	return false
 }
 
-// beginWriting brings the image in a state that can be written to.
-func (m *Image) beginWriting() error {
+// makeWhole completes a last cluster that was cut short.
+func (m *Image) makeWhole() error {
 	if m.file.Size() < m.virgin {
 		if err := m.file.Truncate(m.virgin); err != nil {
 			return err
 		}
 	}
 	m.end.Store(m.virgin)
+	return nil
+}
+
+// beginWriting brings the image in a state that can be written to.
+func (m *Image) beginWriting() error {
+	if err := m.makeWhole(); err != nil {
+		return err
+	}
 	if m.h.incompatible&featureDirty != 0 {
 		r, err := m.Check(Repair{Leaks: true, Refcounts: true})
 		if err != nil {

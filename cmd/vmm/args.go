@@ -8,29 +8,35 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// parseFlags sets flags from args. A flag may have one dash or two, and its value may follow in the same argument, after
-// =, or in the next one, where it may begin with a dash itself. All arguments must be flags; operandHint says, for the
-// error, what the user may have meant by another one.
+// parseFlags sets flags from args, which must all be flags; operandHint says, for the error, what the user may have meant by
+// another one.
 func parseFlags(flags *pflag.FlagSet, args []string, operandHint func(string) string) error {
+	operands, err := parseArguments(flags, args)
+	if err == nil && len(operands) > 0 {
+		err = fmt.Errorf("%q: %s", operands[0], operandHint(operands[0]))
+	}
+	return err
+}
+
+// parseArguments sets flags from args, and returns the other arguments. A flag may have one dash or two, and its value may
+// follow in the same argument, after =, or in the next one, where it may begin with a dash itself.
+func parseArguments(flags *pflag.FlagSet, args []string) (operands []string, err error) {
 	long, operands, err := normalise(flags, args)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := flags.Parse(long); err != nil {
 		var bad *pflag.InvalidValueError
 		switch {
 		case !errors.As(err, &bad):
 		case bad.GetFlag().NoOptDefVal == "true": // a switch: the error is strconv's
-			return fmt.Errorf("-%s=%s: takes no value, or true or false", bad.GetFlag().Name, bad.GetValue())
+			return nil, fmt.Errorf("-%s=%s: takes no value, or true or false", bad.GetFlag().Name, bad.GetValue())
 		default:
-			return fmt.Errorf("-%s %s: %w", bad.GetFlag().Name, bad.GetValue(), bad.Unwrap())
+			return nil, fmt.Errorf("-%s %s: %w", bad.GetFlag().Name, bad.GetValue(), bad.Unwrap())
 		}
-		return err
+		return nil, err
 	}
-	if len(operands) > 0 {
-		return fmt.Errorf("%q: %s", operands[0], operandHint(operands[0]))
-	}
-	return nil
+	return operands, nil
 }
 
 // normalise brings args into the form that pflag reads in one way only, --name=value, and takes out the arguments that

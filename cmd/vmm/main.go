@@ -39,8 +39,13 @@ func main() {
 // run runs the command that args name and returns the exit status.
 func (p *process) run(args []string) int {
 	command := p.boot
-	if len(args) > 0 && args[0] == "probe" {
-		command, args = p.probe, args[1:]
+	if len(args) > 0 {
+		switch args[0] {
+		case "probe":
+			command, args = p.probe, args[1:]
+		case "image":
+			command, args = p.image, args[1:]
+		}
 	}
 	status, err := command(args)
 	if err == nil {
