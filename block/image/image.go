@@ -205,7 +205,8 @@ func BackingPath(path, name string) (string, error) {
 	if filepath.IsAbs(name) {
 		return name, nil
 	}
-	return filepath.Join(filepath.Dir(path), name), nil
+	// Not filepath.Join: by a folder that is a link, ".." is not what it takes it for.
+	return path[:strings.LastIndexByte(path, '/')+1] + name, nil
 }
 
 // magics are what files begin with that are certainly no raw disks: a guest would find garbage in them, and destroy it.

@@ -375,12 +375,12 @@ func (c *checker) compare() error {
 	m := c.m
 	for i, want := range c.counts {
 		cluster := c.base + uint64(i)
-		if want > 0 {
-			c.r.EndOffset = max(c.r.EndOffset, int64(cluster+1)<<m.clusterBits)
-		}
 		have, err := m.refcount(cluster)
 		if err != nil {
 			return err
+		}
+		if want > 0 || have > 0 {
+			c.r.EndOffset = max(c.r.EndOffset, int64(cluster+1)<<m.clusterBits)
 		}
 		if err := c.judge(cluster, have, uint64(want)); err != nil {
 			return err

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"vmm/internal/tooltest"
 )
 
 // osFile is a Storage for tests that look at the file with other tools.
@@ -24,19 +25,9 @@ func (f osFile) Size() int64 {
 	return st.Size()
 }
 
-// qemuImg runs qemu-img, or skips the test where there is none.
 func qemuImg(t *testing.T, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath("qemu-img")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("no qemu-img (scripts/setup qemu-utils)")
-		}
-		t.Skip("no qemu-img: install Debian's qemu-utils")
-	}
-	out, err := exec.Command(path, args...).CombinedOutput()
-	require.NoError(t, err, "qemu-img %v: %s", args, out)
-	return string(out)
+	return tooltest.Run(t, "qemu-utils", "qemu-img", args...)
 }
 
 // disk is an image under test beside what it has to hold.

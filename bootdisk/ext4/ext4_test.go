@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 
 	"vmm/bootdisk/ext4"
 	"vmm/internal/leak"
+	"vmm/internal/tooltest"
 )
 
 func TestMain(m *testing.M) { leak.Main(m) }
@@ -25,16 +25,7 @@ func TestMain(m *testing.M) { leak.Main(m) }
 // run runs a program of Debian's e2fsprogs.
 func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("no %s (scripts/setup e2fsprogs)", name)
-		}
-		t.Skipf("no %s: install Debian's e2fsprogs", name)
-	}
-	out, err := exec.Command(path, args...).CombinedOutput()
-	require.NoError(t, err, "%s %v: %s", name, args, out)
-	return string(out)
+	return tooltest.Run(t, "e2fsprogs", name, args...)
 }
 
 // tree is a folder with all that a reader may meet.

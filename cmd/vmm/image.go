@@ -52,6 +52,9 @@ const (
 	statusUncheckable = 63
 )
 
+// compatV2 is what qemu-img calls version 2 of the format.
+const compatV2 = "0.10"
+
 // imageOptions are the flags of all image commands; each command allows some.
 type imageOptions struct {
 	format, newFormat string
@@ -250,7 +253,7 @@ func describe(o *imageOptions, path string) (*imageDescription, error) {
 	}
 	compat := "1.1"
 	if info.Version == 2 {
-		compat = "0.10"
+		compat = compatV2
 	}
 	d.FormatSpecific = &imageSpecific{image.Qcow2, imageData{compat, info.Compression.String(), info.LazyRefcounts, info.RefcountBits, info.Corrupt, false}}
 	for _, s := range info.Snapshots {
@@ -284,8 +287,13 @@ func (d *imageDescription) String() string {
 		}
 	}
 	data := d.FormatSpecific.Data
-	fmt.Fprintf(&b, "Format specific information:\n    compat: %s\n    compression type: %s\n    lazy refcounts: %t\n    refcount bits: %d\n    corrupt: %t\n    extended l2: %t\n",
-		data.Compat, data.Compression, data.LazyRefcounts, data.RefcountBits, data.Corrupt, data.ExtendedL2)
+	fmt.Fprintf(&b, "Format specific information:\n    compat: %s\n    compression type: %s\n", data.Compat, data.Compression)
+	if data.Compat == compatV2 { // which has no feature bits
+		fmt.Fprintf(&b, "    refcount bits: %d\n", data.RefcountBits)
+		return b.String()
+	}
+	fmt.Fprintf(&b, "    lazy refcounts: %t\n    refcount bits: %d\n    corrupt: %t\n    extended l2: %t\n",
+		data.LazyRefcounts, data.RefcountBits, data.Corrupt, data.ExtendedL2)
 	return b.String()
 }
 
@@ -335,7 +343,7 @@ func (o *imageOptions) createOptions() (c qcow2.CreateOptions, preallocate bool,
 			c.RefcountBits, err = strconv.Atoi(value)
 			bad = err != nil || c.RefcountBits < 1
 		case "compat":
-			c.Version = map[string]int{"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}[value]
+			c.Version = map[string]int{compatV2: 2, "v2": 2, "1.1": 3, "v3": 3}[value]
 			bad = c.Version == 0
 		case "lazy_refcounts":
 			bad = value != "on" && value != "off"
