@@ -210,7 +210,8 @@ func (h *host) cleanUp(script string) {
 
 // TestGuest looks at the guests that the devices are proved with, and at the host beside them.
 func TestGuest(t *testing.T) {
-	h := kvmHost(t)
+	t.Parallel()
+	h := ownHost(t)
 	t.Run("tools", func(t *testing.T) {
 		g := guest{}.start(t, h)
 		g.run("for tool in fio iperf3 ethtool ip mkfs.ext4 e2fsck fstrim blkdiscard lsblk kmod ps socat rngtest kexec ping traffic; do\n" +

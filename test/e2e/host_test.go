@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -116,11 +117,18 @@ func (here) Run(ctx context.Context, c *lab.Cmd) (int, error) {
 	return cmd.ProcessState.ExitCode(), nil
 }
 
-// shared is the one host of all tests. A lab is started by the first that needs it, and ended by TestMain.
+// shared is the host of all tests that run one after the other; the first that needs it makes it, and TestMain ends it.
 var shared struct {
 	once sync.Once
 	host *host
 	err  error
+}
+
+// idle has the hosts that no parallel test uses.
+var idle struct {
+	once  sync.Once
+	hosts chan *host
+	labs  []*lab.Lab // that were started besides that of shared
 }
 
 // machineHere is this machine, whatever its KVM can do.
@@ -150,8 +158,7 @@ func kvmHost(t *testing.T) *host {
 		h := machineHere(t)
 		h.disk, h.noDisk = lab.Rootfs(t.Context(), root)
 		if !report.OK() {
-			h.lab, shared.err = lab.Start(context.Background(), lab.Config{Files: h.files, Disk: h.disk, GuestDisk: h.disk})
-			h.runner, h.disk = h.lab, lab.GuestDisk
+			shared.err = h.startLab()
 		}
 		shared.host = h
 	})
@@ -160,10 +167,47 @@ func kvmHost(t *testing.T) *host {
 	return shared.host
 }
 
+// startLab replaces this machine by a lab.
+func (h *host) startLab() (err error) {
+	h.lab, err = lab.Start(context.Background(), lab.Config{Files: h.files, Disk: h.disk, GuestDisk: h.disk})
+	h.runner, h.disk = h.lab, lab.GuestDisk
+	return err
+}
+
+// ownHost returns a host with a KVM for a parallel test, which nobody else uses until that has ended. There are two of them
+// where they are labs, which have a processor each; this machine there is once.
+//
+// Tests whose assertions depend on how long things take are not parallel.
+func ownHost(t *testing.T) *host {
+	t.Helper()
+	first := kvmHost(t)
+	idle.once.Do(func() {
+		idle.hosts = make(chan *host, 2)
+		idle.hosts <- first
+		if first.lab == nil || runtime.NumCPU() < 2 {
+			return
+		}
+		h := machineHere(t)
+		h.disk, h.noDisk = lab.Rootfs(t.Context(), root)
+		if err := h.startLab(); err != nil {
+			t.Errorf("second lab: %v", err)
+			return
+		}
+		idle.labs = append(idle.labs, h.lab)
+		idle.hosts <- h
+	})
+	h := <-idle.hosts
+	t.Cleanup(func() { idle.hosts <- h })
+	return h
+}
+
 func TestMain(m *testing.M) {
 	status := m.Run()
 	if shared.host != nil && shared.host.lab != nil {
 		shared.host.lab.Close()
+	}
+	for _, l := range idle.labs {
+		l.Close()
 	}
 	os.Exit(status)
 }

@@ -14,6 +14,7 @@ const tree = "/usr/lib/x86_64-linux-gnu/perl-base"
 
 // TestDisk has guests use disks as people do.
 func TestDisk(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		series       string
 		cpus, queues int
@@ -23,7 +24,7 @@ func TestDisk(t *testing.T) {
 		{"6.12", 4, 4, "none", "/var/tmp"}, // which takes a file system on a disk, not one in memory
 	} {
 		t.Run(fmt.Sprintf("%s,cpus=%d,cache=%s", c.series, c.cpus, c.cache), func(t *testing.T) {
-			h := kvmHost(t)
+			h := ownHost(t)
 			h.need(t, "e2fsck")
 			data, fixed := h.scratch(t, c.dir, "1G"), h.scratch(t, "/tmp", "32M")
 			h.output(t, "printf fixed | dd of="+fixed+" conv=notrunc status=none")

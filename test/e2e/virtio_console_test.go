@@ -14,7 +14,8 @@ import (
 
 // TestConsole has a person log in on hvc0, and moves bytes through it.
 func TestConsole(t *testing.T) {
-	h := kvmHost(t)
+	t.Parallel()
+	h := ownHost(t)
 	h.needDisk(t)
 	path := h.dir(t) + "/console"
 	attach := h.carry(t, build(t, "./test/e2e/attach"))
@@ -46,7 +47,8 @@ func TestConsole(t *testing.T) {
 
 // TestConsoleTerminal has a guest with no other console than hvc0, on a terminal whose size changes.
 func TestConsoleTerminal(t *testing.T) {
-	h := kvmHost(t)
+	t.Parallel()
+	h := ownHost(t)
 	if !h.emulated() {
 		t.Skip("needs a terminal, as commands can have in the lab")
 	}
@@ -56,9 +58,8 @@ func TestConsoleTerminal(t *testing.T) {
 	p.quiet = true
 	p.login()
 	require.Equal(t, "/dev/hvc0\n30 100\n", p.run("tty; stty size"))
-	p.send("trap 'stty size' WINCH\n")
-	p.expect(prompt)
-	p.send("echo wait''ing; while sleep 0.2; do :; done\n")
+	// The shell is one that has no job control, and so is in the terminal's foreground along with what it starts.
+	p.send(`sh -c 'trap "stty size" WINCH; echo wait""ing; while sleep 0.2; do :; done'` + "\n")
 	p.expect("waiting\r\n")
 	resize <- lab.Size{Rows: 40, Cols: 120}
 	p.expect("40 120\r\n")

@@ -10,13 +10,14 @@ import (
 // TestDrivers takes devices away from their drivers and gives them back, in each way that there is: by driver, by reset of
 // the function, by a kernel started from the one before, and by a reset of the machine.
 func TestDrivers(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		series  string
 		cpus    int
 		restart string
 	}{{"6.1", 1, "machine reset"}, {"6.12", 2, "kexec"}} {
 		t.Run(c.series, func(t *testing.T) {
-			h := kvmHost(t)
+			h := ownHost(t)
 			n := h.network(t)
 			h.need(t, "mke2fs")
 			n.tap("tap0", 1500, 1)

@@ -9,7 +9,8 @@ import (
 // TestINTx has a guest without message-signalled interrupts: its devices share the lines of the PCI bus, the first and the
 // fifth of them one line.
 func TestINTx(t *testing.T) {
-	h := kvmHost(t)
+	t.Parallel()
+	h := ownHost(t)
 	h.needDisk(t)
 	g := guest{series: "6.1", cmdline: "pci=nomsi", args: []string{
 		"-disk", h.scratch(t, "/tmp", "16M"), "-disk", h.scratch(t, "/tmp", "16M"), "-rng", "-balloon",

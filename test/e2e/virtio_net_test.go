@@ -14,13 +14,14 @@ const guestMAC = "52:54:00:12:34:56"
 
 // TestNet has guests talk to their host over a TAP.
 func TestNet(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		series       string
 		cpus, queues int
 		vhost        string
 	}{{"6.1", 1, 1, "off"}, {"6.12", 2, 2, "on"}} {
 		t.Run(fmt.Sprintf("%s,queues=%d,vhost=%s", c.series, c.queues, c.vhost), func(t *testing.T) {
-			h := kvmHost(t)
+			h := ownHost(t)
 			n := h.network(t)
 			h.need(t, "iperf3", "ethtool")
 			const mtu = 9000
@@ -138,7 +139,8 @@ func iperf(t *testing.T, report string) float64 {
 // TestNetVanishes ends a monitor in the middle of traffic, and looks at what it leaves behind: nothing that keeps others from
 // the TAP, which it may have found or made.
 func TestNetVanishes(t *testing.T) {
-	h := kvmHost(t)
+	t.Parallel()
+	h := ownHost(t)
 	n := h.network(t)
 	n.tap("tap0", 1500, 1)
 	n.background(t, "serving", "traffic serve tcp:"+hostIP+":9000")
@@ -154,7 +156,8 @@ func TestNetVanishes(t *testing.T) {
 
 // TestNetStream has a guest talk over passt, which is a user's way to the host's network without a TAP.
 func TestNetStream(t *testing.T) {
-	h := kvmHost(t)
+	t.Parallel()
+	h := ownHost(t)
 	n := h.network(t)
 	h.need(t, "passt")
 	// passt shows the guest the host's addresses and routes, and has the traffic to the gateway end on the host itself.

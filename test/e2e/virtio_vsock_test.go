@@ -10,6 +10,7 @@ import (
 
 // TestVsock has the host and a guest connect to each other without a network.
 func TestVsock(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		series      string
 		cpus        int
@@ -20,7 +21,7 @@ func TestVsock(t *testing.T) {
 		{"6.12", 2, times(100, 1000), times(5<<20, 100<<20)},
 	} {
 		t.Run(fmt.Sprintf("%s,cpus=%d", c.series, c.cpus), func(t *testing.T) {
-			h := kvmHost(t)
+			h := ownHost(t)
 			h.needDisk(t)
 			path := h.dir(t) + "/vsock"
 			g := guest{series: c.series, cpus: c.cpus, args: []string{"-vsock", "cid=3,path=" + path}}.start(t, h)
