@@ -386,7 +386,10 @@ func (f *finder) newest(v *volume) (*choice, error) {
 		if len(versions) == 0 {
 			continue
 		}
-		version := slices.MaxFunc(versions, compareVersions)
+		version := slices.MaxFunc(versions, func(a, b string) int {
+			// A kernel's release candidate is marked by a hyphen, which for others comes after the release.
+			return compareVersions(strings.Replace(a, "-rc", "~rc", 1), strings.Replace(b, "-rc", "~rc", 1))
+		})
 		c := &choice{
 			title: "Linux " + version, kernel: file{v, dir + "/vmlinuz-" + version},
 			source:      fmt.Sprintf("%s/vmlinuz-%s of %s, without a boot loader's configuration", dir, version, v),

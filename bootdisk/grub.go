@@ -13,11 +13,12 @@ import (
 
 // Limits of a configuration that is run.
 const (
-	maxSteps  = 100_000  // commands
-	maxText   = 64 << 10 // bytes of a variable or a command
-	maxCalls  = 16       // functions in functions, files in files
-	maxWords  = 4096     // of a command
-	variables = 4096
+	maxSteps    = 100_000  // commands
+	maxText     = 64 << 10 // bytes of a variable or a command
+	maxExpanded = 16 << 20 // bytes of all commands
+	maxCalls    = 16       // functions in functions, files in files
+	maxWords    = 4096     // of a command
+	variables   = 4096
 )
 
 // grub looks for GRUB's configuration and runs it.
@@ -96,6 +97,7 @@ type grub struct {
 	arguments []string
 	menu      []menuEntry
 	steps     int
+	expanded  int
 	depth     int
 
 	kernel      file
@@ -211,6 +213,9 @@ func (g *grub) expand(words []word) (out []string, err error) {
 					b.WriteString(field)
 					begun = true
 				}
+			}
+			if g.expanded += len(text); g.expanded > maxExpanded {
+				return nil, fmt.Errorf("%w: its commands have more than %d bytes", errScript, maxExpanded)
 			}
 			if total += len(text); total > maxText || len(out) > maxWords {
 				return nil, fmt.Errorf("%w: a command of more than %d bytes", errScript, maxText)

@@ -35,6 +35,10 @@ type FS struct {
 	data        int64  // offset of cluster 2
 	clusterSize int64
 	clusters    uint32 // one more than the greatest cluster's number
+
+	window   [4096]byte // of the table, so that a chain is not read entry by entry
+	windowAt int64      // where it is in the table, and how much of it is there
+	windowN  int64
 }
 
 // Open reads the boot sector. r is the file system from its first byte on.
@@ -103,7 +107,7 @@ func (f *FS) next(cluster uint32) (next uint32, ok bool, err error) {
 	if f.bits == 32 {
 		n = 4
 	}
-	if _, err := f.r.ReadAt(p[:n], f.table+at); err != nil {
+	if err := f.readTable(p[:n], at); err != nil {
 		return 0, false, err
 	}
 	next = binary.LittleEndian.Uint32(p[:])
@@ -126,6 +130,20 @@ func (f *FS) next(cluster uint32) (next uint32, ok bool, err error) {
 	return next, true, nil
 }
 
+// readTable reads from the table at at.
+func (f *FS) readTable(p []byte, at int64) error {
+	if at < f.windowAt || at+int64(len(p)) > f.windowAt+f.windowN {
+		n, err := f.r.ReadAt(f.window[:], f.table+at)
+		if n < len(p) {
+			f.windowN = 0
+			return err
+		}
+		f.windowAt, f.windowN = at, int64(n)
+	}
+	copy(p, f.window[at-f.windowAt:])
+	return nil
+}
+
 // chain is the clusters from first on, as many as limit bytes take at most.
 func (f *FS) chain(first uint32, limit int64) ([]uint32, error) {
 	if limit <= 0 {
@@ -143,7 +161,9 @@ func (f *FS) chain(first uint32, limit int64) ([]uint32, error) {
 		if !ok {
 			break
 		}
-		out = append(out, next)
+		if out = append(out, next); len(out) > int(f.clusters) {
+			return nil, fmt.Errorf("%w: a chain is a ring", errCorrupt)
+		}
 	}
 	return out, nil
 }

@@ -55,27 +55,13 @@ func (p *process) boot(args []string) (status int, err error) {
 		return statusOK, err
 	}
 
-	cfg := machine.Config{
-		Cmdline:        o.commandLine(),
-		Memory:         uint64(o.memory),
-		CPUs:           int(o.cpus),
-		RestartOnReset: o.reboot,
-		DebugExit:      o.debugExit,
-		Trace:          o.debug,
-	}
-	kernel, err := openBootFile("kernel", o.kernel)
-	if err != nil {
-		return 0, err
-	}
-	defer kernel.Close()
-	cfg.Kernel = kernel
-	if o.initrd != "" {
-		initrd, err := openBootFile("initrd", o.initrd)
-		if err != nil {
+	o.name.apply()
+	var files bootFiles
+	if !o.bootsDisk() {
+		if files, err = o.openBootFiles(); err != nil {
 			return 0, err
 		}
-		defer initrd.Close()
-		cfg.Initrd = initrd
+		defer files.Close()
 	}
 
 	// A thread that comes back from the kernel needs a place in Go's scheduler, and the others, vCPUs among them, keep theirs
@@ -89,8 +75,29 @@ func (p *process) boot(args []string) (status int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, set.Close()) }()
-	cfg.Virtio = set.devices
-	port, err := p.openLine("serial", o.serial, s.onKey(p))
+	cfg := machine.Config{
+		Memory:         uint64(o.memory),
+		CPUs:           int(o.cpus),
+		Virtio:         set.devices,
+		RestartOnReset: o.reboot,
+		DebugExit:      o.debugExit,
+		Trace:          o.debug,
+	}
+	var title string
+	var first machine.Boot
+	if o.bootsDisk() {
+		if first, title, err = o.findOnDisk(set.firstDisk); err != nil {
+			return 0, err
+		}
+		cfg.Reload = func() (machine.Boot, error) {
+			b, _, err := o.findOnDisk(set.firstDisk)
+			return b, err
+		}
+	} else {
+		first = files.boot(&o)
+	}
+	cfg.Kernel, cfg.Initrd, cfg.Cmdline = first.Kernel, first.Initrd, first.Cmdline
+	port, err := p.openLine("serial", o.serial, s)
 	if err != nil {
 		return 0, err
 	}
@@ -112,7 +119,12 @@ func (p *process) boot(args []string) (status int, err error) {
 			fmt.Fprintln(p.stderr, "vmm: "+notice)
 		}
 	}
+	if port.line != nil || o.console.kind != serialNone { // else there would be nothing to end the line
+		s.progress = console.NewProgress(p.stderr)
+		s.progress.Show(o.bootingText(title))
+	}
 	status, err = s.run(p)
+	s.heard()
 	if o.debug {
 		printStats(p.stderr, s.vm.Stats(), set.counts)
 	}
@@ -126,6 +138,7 @@ type session struct {
 	resize   func()               // tells the guest the terminal's size; nil if it has no use for that
 	terminal *console.RawTerminal // nil where the serial port is no terminal
 	grace    time.Duration
+	progress *console.Progress // nil where nobody sees it
 
 	signals chan os.Signal
 	quit    chan struct{} // holds a value when the user has typed the key for it
@@ -144,6 +157,9 @@ func newSession(grace time.Duration) *session {
 
 func (s *session) end() { signal.Stop(s.signals) }
 
+// heard ends the progress line: from now on the guest speaks for itself.
+func (s *session) heard() { s.progress.End() }
+
 // onKey returns what acts on the terminal's escape keys. A virtio console reads its line, and with it the keys, already
 // before there is a machine.
 func (s *session) onKey(p *process) func(console.Key) {
@@ -156,6 +172,7 @@ func (s *session) onKey(p *process) func(console.Key) {
 			default:
 			}
 		case console.KeyHelp:
+			s.heard()
 			fmt.Fprint(p.stderr, keysHelp)
 		case console.KeyQuit:
 			select {
@@ -201,6 +218,7 @@ func (s *session) run(p *process) (status int, err error) {
 		case <-s.quit:
 			stop()
 		case <-deadline:
+			s.heard()
 			fmt.Fprintf(p.stderr, "vmm: the guest did not power off within %v of %s: stopped\n", s.grace, unix.SignalName(got))
 			stop()
 		case sig := <-s.signals:

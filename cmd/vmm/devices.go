@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/block/image"
 	"vmm/virtio"
 	"vmm/virtio/balloon"
 	virtioconsole "vmm/virtio/console"
@@ -16,11 +17,12 @@ import (
 
 // deviceSet is the virtio devices of a machine, in the order of their places on the bus, and what is open behind them.
 type deviceSet struct {
-	devices  []virtio.Device
-	behind   []io.Closer
-	notices  []string // what the user must know to use them
-	terminal bool     // one of them is on the user's terminal
-	counts   []deviceCounts
+	devices   []virtio.Device
+	behind    []io.Closer
+	notices   []string // what the user must know to use them
+	firstDisk image.Disk
+	terminal  bool // one of them is on the user's terminal
+	counts    []deviceCounts
 }
 
 // deviceCounts is what a device can tell of its work.
@@ -38,11 +40,17 @@ func (p *process) openDevices(o *bootOptions, s *session) (_ *deviceSet, err err
 		}
 	}()
 	for i := range o.disks {
-		dev, image, err := o.disks[i].open()
+		dev, disk, err := o.disks[i].open()
 		if err != nil {
 			return nil, err
 		}
-		set.add(dev, image)
+		set.add(dev, disk)
+		if i == 0 {
+			set.firstDisk = disk.Disk
+		}
+		for _, note := range disk.Notes {
+			set.notices = append(set.notices, "-disk "+o.disks[i].path+": "+note)
+		}
 		set.count("disk "+o.disks[i].path, func() any { return dev.Stats() })
 	}
 	for i := range o.nics {
@@ -99,7 +107,7 @@ func (s *deviceSet) Close() error {
 
 // openConsole makes the virtio console. Where it is on the terminal, it has the terminal's size.
 func (p *process) openConsole(o *bootOptions, s *session, set *deviceSet) error {
-	port, err := p.openLine("console", o.console, s.onKey(p))
+	port, err := p.openLine("console", o.console, s)
 	if err != nil {
 		return err
 	}

@@ -46,8 +46,9 @@ func TestMistakes(t *testing.T) {
 		refuse error // by package machine
 		want   string
 	}{
-		{args: nil, want: `-kernel: missing (see "vmm -help")`},
-		{args: []string{"-initrd", "u-root.cpio"}, want: `-kernel: missing (see "vmm -help")`},
+		{args: nil, want: `nothing to boot: give a -disk IMAGE, or a -kernel FILE (see "vmm -help")`},
+		{args: []string{"-initrd", "u-root.cpio"}, want: "-initrd u-root.cpio: needs a -kernel"},
+		{args: []string{"-disk", "disk", "-initrd", "u-root.cpio"}, want: "-initrd u-root.cpio: needs a -kernel"},
 		{args: boot("-m", "1G"), want: `-m: no such flag (see "vmm -help")`},
 		{args: boot("-memory", "1G"), want: "-memory: no such flag (did you mean -mem?)"},
 		{args: boot("-cpu", "2"), want: "-cpu: no such flag (did you mean -cpus?)"},
@@ -71,7 +72,7 @@ func TestMistakes(t *testing.T) {
 		{args: boot("-append", "xyz"), refuse: refused("Cmdline", "too long"), want: "-append: too long"},
 
 		{args: []string{"-kernel", "missing"}, want: "-kernel missing: no such file or directory"},
-		{args: []string{"-kernel", ""}, want: `-kernel: missing (see "vmm -help")`},
+		{args: []string{"-kernel", ""}, want: `nothing to boot: give a -disk IMAGE, or a -kernel FILE (see "vmm -help")`},
 		{args: []string{"-kernel", "dir"}, want: "-kernel dir: is a directory"},
 		{args: []string{"-kernel", "empty"}, want: "-kernel empty: is empty"},
 		{args: []string{"-kernel", "fifo"}, want: "-kernel fifo: not a regular file"},
@@ -97,12 +98,15 @@ func TestMistakes(t *testing.T) {
 		{args: boot("-disk", "fifo"), want: "-disk fifo: neither a file nor a block device"},
 		{args: boot("-disk", "locked"), want: "-disk locked: in use by another process or disk: an image can have one writer, or several readers"},
 		{args: boot("-disk", "disk", "-disk", "disk"), want: "-disk disk: in use by another process or disk: an image can have one writer, or several readers"},
-		{args: boot("-disk", "disk,read-only"), want: `-disk disk,read-only: "read-only": no such setting (there are readonly, serial, id, queues, cache, discard)`},
+		{args: boot("-disk", "disk,read-only"), want: `-disk disk,read-only: "read-only": no such setting (there are readonly, serial, id, queues, cache, discard, format, snapshot)`},
 		{args: boot("-disk", "disk,readonly=maybe"), want: "-disk disk,readonly=maybe: readonly=maybe: not on or off"},
 		{args: boot("-disk", "disk,queues=0"), want: "-disk disk,queues=0: queues=0: not a number from 1 to 64"},
 		{args: boot("-disk", "disk,queues=1,queues=2"), want: "-disk disk,queues=1,queues=2: queues: given twice"},
 		{args: boot("-disk", "disk,cache=fast"), want: "-disk disk,cache=fast: cache=fast: not one of writeback, none, unsafe"},
 		{args: boot("-disk", "disk,serial=123456789012345678901"), want: "-disk disk,serial=123456789012345678901: serial=123456789012345678901: 21 bytes, at most 20"},
+		{args: boot("-disk", "disk,format=vmdk"), want: "-disk disk,format=vmdk: format=vmdk: not one of raw, qcow2"},
+		{args: boot("-disk", "disk,format=qcow2"), want: "-disk disk: not a qcow2 image"},
+		{args: boot("-name", "my_vm"), want: "-name my_vm: not a name (use at most 63 letters, digits and hyphens)"},
 		{args: boot("-disk", "a,id=x", "-disk", "b,id=x"), want: "-disk b,id=x: id=x: another disk has it"},
 		{args: boot("-disk", "disk"), refuse: refused("Kernel", "bad"), want: "-kernel bzImage: bad"},
 		{args: boot("-net", "bridge"), want: "-net bridge: not a network (use tap or stream=unix:PATH)"},

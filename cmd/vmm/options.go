@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -17,6 +16,8 @@ import (
 type bootOptions struct {
 	kernel, initrd   string
 	cmdline, extra   string
+	cmdlineGiven     bool
+	name             machineName
 	memory           memorySize
 	cpus             cpuCount
 	serial           serialTarget
@@ -46,6 +47,7 @@ func (o *bootOptions) flags() *pflag.FlagSet {
 	f.StringVar(&o.initrd, "initrd", "", "")
 	f.StringVar(&o.extra, "append", "", "")
 	f.StringVar(&o.cmdline, "cmdline", o.cmdline, "")
+	f.Var(&o.name, "name", "")
 	f.Var(&o.memory, "mem", "")
 	f.Var(&o.cpus, "cpus", "")
 	f.Var(&o.serial, "serial", "")
@@ -69,7 +71,9 @@ func (o *bootOptions) flags() *pflag.FlagSet {
 // virtioCmdline is machine.DefaultCmdline for a guest whose console is the virtio console.
 const virtioCmdline = "console=hvc0 panic=-1"
 
-const help = `Usage: vmm -kernel FILE [flags]     boot a Linux kernel in a virtual machine
+const help = `Usage: vmm -disk IMAGE [flags]      boot the system on a disk in a virtual machine
+       vmm -kernel FILE [flags]     boot a Linux kernel
+       vmm image COMMAND            make, convert, check and resize disk images
        vmm probe [-json]            tell what this host's KVM offers and lacks
 
 The guest's first serial port is this terminal: every key goes to the guest, and
@@ -80,8 +84,9 @@ Flags, with one dash or two:
   -kernel FILE     Linux kernel: a bzImage, or an ELF file (vmlinux)
   -initrd FILE     initial RAM disk
   -append TEXT     added to the kernel's command line, where the last word wins
-  -cmdline TEXT    instead of the default command line, which is
-                   "%s"
+  -cmdline TEXT    instead of the disk's own command line, or of the default one with
+                   -kernel, which is "%s"
+  -name NAME       a name for the machine, in the list of processes
   -mem SIZE        memory, in units of K, M, G or T; without one, of M (default %s)
   -cpus N          virtual CPUs, 1 to %d (default %d)
   -serial TARGET   the first serial port's other end (default %s):
@@ -91,8 +96,12 @@ Flags, with one dash or two:
                    unix:PATH  a socket, for one client at a time
                    none       nothing
   -disk PATH[,SETTING...]
-                   a disk in a raw image or on a block device; any number of times:
-                   vda, vdb, ... of a Linux guest, in their order. The settings:
+                   a disk in an image (raw or qcow2) or on a block device; any number
+                   of times: vda, vdb, ... of a Linux guest, in their order. Without
+                   -kernel the first one is booted: its boot loader's configuration
+                   says which kernel, and with what. The settings:
+                   snapshot     what the guest writes is thrown away at the end
+                   format=F     raw or qcow2 (default: what the file looks like)
                    readonly     the guest cannot write
                    serial=TEXT  serial number, at most 20 bytes (default: the id)
                    id=NAME      a name for the disk, unique
@@ -124,8 +133,8 @@ Flags, with one dash or two:
                    sockets to the guest (AF_VSOCK), whose address is N (default 3): a
                    program connects to PATH, writes "CONNECT port" and reads "OK port";
                    a guest that connects to a port of the host's reaches PATH_port
-  -reboot          boot again when the guest resets itself
-  -no-reboot       end when the guest resets itself (default)
+  -reboot          boot again when the guest resets itself (default without -kernel)
+  -no-reboot       end when the guest resets itself (default with -kernel)
   -grace TIME      how long a guest that SIGTERM (or SIGHUP or SIGINT) tells to power
                    off may take until it is stopped; a second signal stops it at once
                    (default %s)
@@ -136,6 +145,8 @@ Flags, with one dash or two:
   -help            print this text
 
 Examples:
+  vmm -disk debian.qcow2
+  vmm -disk ubuntu.img,snapshot -mem 2G -cpus 2
   vmm -kernel bzImage -initrd u-root.cpio -mem 1G
   vmm -kernel vmlinux -cpus 4 -append "root=/dev/vda ro quiet"
   vmm -kernel bzImage -initrd u-root.cpio -serial unix:/tmp/vm.sock
@@ -174,11 +185,20 @@ func (o *bootOptions) parse(args []string) error {
 		return errors.New("-reboot and -no-reboot: only one of them can be")
 	case o.serial.kind == serialStdio && o.console.kind == serialStdio:
 		return errors.New("-serial stdio and -console stdio: only one of them can be")
-	case o.kernel == "":
-		return errors.New(`-kernel: missing (see "vmm -help")`)
+	case o.kernel == "" && o.initrd != "":
+		return fmt.Errorf("-initrd %s: needs a -kernel", o.initrd)
+	case o.kernel == "" && !o.bootsDisk():
+		return errors.New(`nothing to boot: give a -disk IMAGE, or a -kernel FILE (see "vmm -help")`)
+	}
+	o.cmdlineGiven = flags.Changed("cmdline")
+	if o.bootsDisk() && !o.noReboot {
+		o.reboot = true // a whole system knows how to, and does so after its updates
 	}
 	return nil
 }
+
+// bootsDisk tells whether what boots is on the first disk.
+func (o *bootOptions) bootsDisk() bool { return o.kernel == "" && len(o.disks) > 0 }
 
 // threads is how many threads the machine has that may all want to run: one for each vCPU and queue, and some for the rest.
 func (o *bootOptions) threads() int {
@@ -202,11 +222,6 @@ func (o *bootOptions) operandHint(operand string) string {
 	return `neither a flag nor a command (see "vmm -help")`
 }
 
-// commandLine is the kernel's.
-func (o *bootOptions) commandLine() string {
-	return strings.TrimSpace(o.cmdline + " " + o.extra)
-}
-
 // explain turns what machine.New says about a value into what the user knows: the flag.
 func (o *bootOptions) explain(err error) error {
 	var bad *machine.ConfigError
@@ -215,8 +230,14 @@ func (o *bootOptions) explain(err error) error {
 	}
 	switch bad.Field {
 	case "Kernel":
+		if o.bootsDisk() {
+			return fmt.Errorf("-disk %s: its kernel: %w", o.disks[0].path, bad.Err)
+		}
 		return mistakef("-kernel %s: %w", o.kernel, bad.Err)
 	case "Initrd":
+		if o.bootsDisk() {
+			return mistakef("-mem %s: the disk's initial RAM disk: %w", &o.memory, bad.Err)
+		}
 		return mistakef("-initrd %s: %w", o.initrd, bad.Err)
 	case "Memory":
 		return mistakef("-mem %s: %w", &o.memory, bad.Err)
@@ -226,38 +247,6 @@ func (o *bootOptions) explain(err error) error {
 		return mistakef("-append: %w", bad.Err)
 	}
 	return mistake{err}
-}
-
-// bootFile is a file as machine.Config wants it.
-type bootFile struct {
-	*os.File
-	size int64
-}
-
-func (i *bootFile) Size() int64 { return i.size }
-
-// openBootFile opens the file that flag names. The caller closes it.
-func openBootFile(flag, path string) (*bootFile, error) {
-	// Non-blocking mode makes no difference to a regular file; without it a FIFO would wait here for a writer.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, mistakef("-%s %s: %w", flag, path, bare(err))
-	}
-	st, err := f.Stat()
-	switch {
-	case err != nil:
-		err = bare(err)
-	case st.IsDir():
-		err = errors.New("is a directory")
-	case !st.Mode().IsRegular():
-		err = errors.New("not a regular file")
-	case st.Size() == 0:
-		err = errors.New("is empty")
-	default:
-		return &bootFile{File: f, size: st.Size()}, nil
-	}
-	_ = f.Close()
-	return nil, mistakef("-%s %s: %w", flag, path, err)
 }
 
 // bare is the system's own error in err, without the operation and the path that the caller names anyway.

@@ -58,13 +58,13 @@ type serialPort struct {
 // portNames are what the flags' ports are called.
 var portNames = map[string]string{"serial": "serial port", "console": "virtio console"}
 
-// openLine opens the target that flag names. onKey hears of the escape keys of a terminal.
-func (p *process) openLine(flag string, t serialTarget, onKey func(console.Key)) (port serialPort, err error) {
+// openLine opens the target that flag names. The session hears of the escape keys of a terminal, and of the first output.
+func (p *process) openLine(flag string, t serialTarget, s *session) (port serialPort, err error) {
 	switch t.kind {
 	case serialStdio:
 		cfg := console.StdioConfig{In: p.stdin, Out: p.stdout}
 		if port.terminal = console.IsTerminal(p.stdin); port.terminal {
-			cfg.OnKey = onKey
+			cfg.OnKey = s.onKey(p)
 		}
 		line, err := console.NewStdio(cfg)
 		if err != nil {
@@ -92,6 +92,8 @@ func (p *process) openLine(flag string, t serialTarget, onKey func(console.Key))
 		port.line, port.abandon = line, line.Close
 	case serialNone:
 		port.abandon = func() error { return nil }
+		return port, nil
 	}
+	port.line = console.OnFirstWrite(port.line, s.heard)
 	return port, nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -94,3 +95,34 @@ func (g *gracePeriod) String() string { return time.Duration(*g).String() }
 
 // Type is the value's name in pflag's terms.
 func (g *gracePeriod) Type() string { return "time" }
+
+// machineName is the value of -name.
+type machineName string
+
+// maxName is what fits as a host name (RFC 1035, section 2.3.4).
+const maxName = 63
+
+// Set reads a name that can be a host's.
+func (n *machineName) Set(s string) error {
+	valid := s != "" && len(s) <= maxName && s[0] != '-' && s[len(s)-1] != '-'
+	for _, c := range []byte(s) {
+		valid = valid && (c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '-')
+	}
+	if !valid {
+		return fmt.Errorf("not a name (use at most %d letters, digits and hyphens)", maxName)
+	}
+	*n = machineName(s)
+	return nil
+}
+
+func (n *machineName) String() string { return string(*n) }
+
+// Type is the value's name in pflag's terms.
+func (n *machineName) Type() string { return "name" }
+
+// apply has the process listed under the name, by ps(1) and the like.
+func (n *machineName) apply() {
+	if *n != "" {
+		_ = os.WriteFile("/proc/self/comm", []byte("vmm:"+*n), 0) // a convenience: the kernel cuts it after 15 bytes
+	}
+}

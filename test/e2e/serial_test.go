@@ -113,9 +113,9 @@ func TestSerialTargets(t *testing.T) {
 		// While the reader stalls, a loop in the guest notes the time, five times a second. Its one CPU must have time for
 		// that, and what is printed meanwhile must come later. The guest prints for longer than the stall, at whatever speed.
 		const stall = 12
-		client.send(fmt.Sprintf("{ read up idle </proc/uptime; end=$((${up%%.*} + %d)); ", stall+6) +
+		client.send(fmt.Sprintf("{ { read up idle </proc/uptime; end=$((${up%%.*} + %d)); ", stall+6) +
 			"while [ ${up%.*} -lt $end ]; do echo $up >>/ticks; sleep 0.2; read up idle </proc/uptime; done; touch /done; } & " +
-			"i=0; while [ ! -e /done ]; do i=$((i + 1)); echo -n $i,; done; echo after''wards $i\n")
+			"i=0; while [ ! -e /done ]; do i=$((i + 1)); echo -n $i,; done; echo after''wards $i; }\n")
 		client.expect("1,2,3,")
 		h.output(t, fmt.Sprintf("kill -STOP %s; sleep %d; kill -CONT %s", client.pid, stall, client.pid))
 		printed := client.expect("afterwards ")
