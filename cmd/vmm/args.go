@@ -83,7 +83,7 @@ func unknownFlag(flags *pflag.FlagSet, arg, name string) error {
 func nearest(flags *pflag.FlagSet, name string) string {
 	best, bestDistance := "", 1+len(name)/3
 	flags.VisitAll(func(f *pflag.Flag) {
-		if d := distance(name, f.Name); d <= bestDistance && !f.Hidden && d < max(len(name), 2) {
+		if d := distance(name, f.Name); d <= bestDistance && !f.Hidden && d < max(len(name), len(f.Name)) {
 			best, bestDistance = f.Name, d-1
 		}
 	})

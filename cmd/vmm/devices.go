@@ -54,7 +54,10 @@ func (p *process) openDevices(o *bootOptions, s *session) (_ *deviceSet, err err
 		set.count("disk "+o.disks[i].path, func() any { return dev.Stats() })
 	}
 	for i := range o.nics {
-		dev, backend, err := o.nics[i].open()
+		if o.nics[i].kind == nicNone {
+			continue
+		}
+		dev, backend, err := o.nics[i].open(o, set)
 		if err != nil {
 			return nil, err
 		}

@@ -30,6 +30,10 @@ func TestMistakes(t *testing.T) {
 	live, err := net.Listen("unix", "live")
 	require.NoError(t, err)
 	defer live.Close()
+	port, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer port.Close()
+	taken := port.Addr().String() + ":80"
 	require.NoError(t, os.WriteFile("disk", make([]byte, 4096), 0o600))
 	require.NoError(t, os.WriteFile("locked", make([]byte, 4096), 0o600))
 	locked, err := block.Open("locked", block.Options{ReadOnly: true})
@@ -109,11 +113,22 @@ func TestMistakes(t *testing.T) {
 		{args: boot("-name", "my_vm"), want: "-name my_vm: not a name (use at most 63 letters, digits and hyphens)"},
 		{args: boot("-disk", "a,id=x", "-disk", "b,id=x"), want: "-disk b,id=x: id=x: another disk has it"},
 		{args: boot("-disk", "disk"), refuse: refused("Kernel", "bad"), want: "-kernel bzImage: bad"},
-		{args: boot("-net", "bridge"), want: "-net bridge: not a network (use tap or stream=unix:PATH)"},
-		{args: boot("-net", "stream="), want: "-net stream=: not a network (use tap or stream=unix:PATH)"},
-		{args: boot("-net", "stream=unix:x,queues=2"), want: "-net stream=unix:x,queues=2: queues: is for tap only"},
+		{args: boot("-net", "bridge"), want: "-net bridge: not a network (use user, tap, stream=unix:PATH or none)"},
+		{args: boot("-net", "stream="), want: "-net stream=: not a network (use user, tap, stream=unix:PATH or none)"},
+		{args: boot("-net", "stream=unix:x,queues=2"), want: "-net stream=unix:x,queues=2: queues: is not for stream"},
 		{args: boot("-net", "stream=unix:none"), want: "-net stream=unix:none: no such file or directory (nobody listens there: start passt --socket none first)"},
 		{args: boot("-net", "stream=tcp:1"), want: "-net stream=tcp:1: not an address (use unix:PATH)"},
+		{args: boot("-net", "user,queues=2"), want: "-net user,queues=2: queues: is not for user"},
+		{args: boot("-net", "user", "-net", "user"), want: "-net user: only one network can be a user network"},
+		{args: boot("-net", "user", "-net", "none"), want: "-net none: none goes with no other network"},
+		{args: boot("-net", "user,subnet=fd00::/64"), want: "-net user,subnet=fd00::/64: subnet=fd00::/64: not an IPv4 network (use for example 10.0.2.0/24)"},
+		{args: boot("-net", "user,subnet=10.0.2.0/30"), want: "-net user,subnet=10.0.2.0/30: network 10.0.2.0/30: not an IPv4 network of /8 to /27"},
+		{args: boot("-p", "8080:80"), want: "-p 8080:80: needs -net user"},
+		{args: boot("-net", "none", "-disk", "disk", "-p", "8080:80"), want: "-p 8080:80: needs -net user"},
+		{args: boot("-net", "none", "-host-loopback"), want: "-host-loopback: needs -net user"},
+		{args: boot("-net", "user", "-p", "http:80"), want: `-p http:80: port "http": not a number from 1 to 65535`},
+		{args: boot("-net", "user", "-p", taken), want: "-p " + taken + ": address already in use (another program listens there: choose another port)"},
+		{args: boot("-disk", "disk", "-p", taken), want: "-p " + taken + ": address already in use (another program listens there: choose another port)"},
 		{args: boot("-net", "tap,mac=1:2"), want: "-net tap,mac=1:2: mac=1:2: not a unicast address (use for example 52:54:00:12:34:56)"},
 		{args: boot("-net", "tap,mac=01:00:00:00:00:01"), want: "-net tap,mac=01:00:00:00:00:01: mac=01:00:00:00:00:01: not a unicast address (use for example 52:54:00:12:34:56)"},
 		{args: boot("-net", "tap,mtu=10"), want: "-net tap,mtu=10: mtu=10: not a number from 68 to 65535"},

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,8 @@ type bootOptions struct {
 	serial           serialTarget
 	disks            diskList
 	nics             nicList
+	publish          publishList
+	hostLoopback     bool
 	rng              bool
 	console          serialTarget // none without -console
 	balloon          balloonSize
@@ -53,6 +56,8 @@ func (o *bootOptions) flags() *pflag.FlagSet {
 	f.Var(&o.serial, "serial", "")
 	f.Var(&o.disks, "disk", "")
 	f.Var(&o.nics, "net", "")
+	f.Var(&o.publish, "p", "")
+	f.BoolVar(&o.hostLoopback, "host-loopback", false, "")
 	f.BoolVar(&o.rng, "rng", false, "")
 	f.Var(&o.console, "console", "")
 	f.Var(&o.balloon, "balloon", "")
@@ -110,6 +115,17 @@ Flags, with one dash or two:
                                 none: as well, past the host's page cache;
                                 unsafe: flushes are ignored
                    discard      let the guest free blocks of the image
+  -net user[,SETTING...]
+                   a network card on a network that needs no root: DHCP, DNS and the way
+                   out by this process's own sockets. It is the default with a -disk;
+                   -net none is no card. The settings:
+                   mac=ADDRESS  the guest's address (default: a random one)
+                   subnet=NET   IPv4 network (default 10.0.2.0/24): .2 is the router, .3
+                                the name server, .15 the guest
+                   ipv6=MODE    on, off or auto (default): if the host has a way out by it
+  -p [[HOSTIP:]HOSTPORT:]PORT[/udp]
+                   lead a port of the host's to one of the guest's; any number of times
+  -host-loopback   let the guest reach the host's 127.0.0.1, as the router's address
   -net tap[,SETTING...]
                    a network card on a TAP interface of the host; any number of times:
                    eth0, eth1, ... of a Linux guest, in their order. The settings:
@@ -146,7 +162,7 @@ Flags, with one dash or two:
 
 Examples:
   vmm -disk debian.qcow2
-  vmm -disk ubuntu.img,snapshot -mem 2G -cpus 2
+  vmm -disk ubuntu.img,snapshot -mem 2G -cpus 2 -p 127.0.0.1:2222:22
   vmm -kernel bzImage -initrd u-root.cpio -mem 1G
   vmm -kernel vmlinux -cpus 4 -append "root=/dev/vda ro quiet"
   vmm -kernel bzImage -initrd u-root.cpio -serial unix:/tmp/vm.sock
@@ -189,6 +205,19 @@ func (o *bootOptions) parse(args []string) error {
 		return fmt.Errorf("-initrd %s: needs a -kernel", o.initrd)
 	case o.kernel == "" && !o.bootsDisk():
 		return errors.New(`nothing to boot: give a -disk IMAGE, or a -kernel FILE (see "vmm -help")`)
+	}
+	if len(o.nics) == 0 && len(o.disks) > 0 {
+		if err := o.nics.Set("user"); err != nil {
+			return err
+		}
+	}
+	if !slices.ContainsFunc(o.nics, func(n nic) bool { return n.kind == nicUser }) {
+		switch {
+		case len(o.publish.forwards) > 0:
+			return fmt.Errorf("-p %s: needs -net user", o.publish.forwards[0])
+		case o.hostLoopback:
+			return errors.New("-host-loopback: needs -net user")
+		}
 	}
 	o.cmdlineGiven = flags.Changed("cmdline")
 	if o.bootsDisk() && !o.noReboot {
