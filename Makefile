@@ -70,7 +70,7 @@ check: ## what a change should pass before it is sent: format, vet, lint, unit t
 	@$(MAKE) --no-print-directory lint test-unit
 
 setup: ## install the Debian packages that the tests need (as root)
-	@scripts/setup qemu-system-x86 qemu-utils busybox-static acpica-tools e2fsprogs dosfstools mtools fdisk
+	@scripts/setup qemu-system-x86 qemu-utils busybox-static acpica-tools e2fsprogs dosfstools mtools fdisk libarchive-tools
 
 clean: ## remove what was built here; the cache stays
 	@rm -rf bin out

@@ -53,6 +53,13 @@ func (p *process) openDevices(o *bootOptions, s *session) (_ *deviceSet, err err
 		}
 		set.count("disk "+o.disks[i].path, func() any { return dev.Stats() })
 	}
+	if o.seed.wanted() { // behind the user's disks, whose names it leaves
+		dev, err := o.seed.open(o.name)
+		if err != nil {
+			return nil, err
+		}
+		set.add(dev)
+	}
 	for i := range o.nics {
 		if o.nics[i].kind == nicNone {
 			continue

@@ -26,6 +26,7 @@ type bootOptions struct {
 	nics             nicList
 	publish          publishList
 	hostLoopback     bool
+	seed             seedOptions
 	rng              bool
 	console          serialTarget // none without -console
 	balloon          balloonSize
@@ -58,6 +59,10 @@ func (o *bootOptions) flags() *pflag.FlagSet {
 	f.Var(&o.nics, "net", "")
 	f.Var(&o.publish, "p", "")
 	f.BoolVar(&o.hostLoopback, "host-loopback", false, "")
+	f.Var(&o.seed.user, "user", "")
+	f.Var(&o.seed.keys, "ssh-key", "")
+	f.Var(&o.seed.hostname, "hostname", "")
+	f.StringVar(&o.seed.file, "cloud-init", "", "")
 	f.BoolVar(&o.rng, "rng", false, "")
 	f.Var(&o.console, "console", "")
 	f.Var(&o.balloon, "balloon", "")
@@ -115,6 +120,12 @@ Flags, with one dash or two:
                                 none: as well, past the host's page cache;
                                 unsafe: flushes are ignored
                    discard      let the guest free blocks of the image
+  -user NAME       for images with cloud-init: the name of the user (default: the image's),
+                   who may sudo
+  -ssh-key FILE    public keys that may log in as the user; any number of times
+  -hostname NAME   the guest's name (default: the -name)
+  -cloud-init FILE user data of one's own (#cloud-config ..., or a script), which wins
+                   over the three above
   -net user[,SETTING...]
                    a network card on a network that needs no root: DHCP, DNS and the way
                    out by this process's own sockets. It is the default with a -disk;
@@ -162,7 +173,8 @@ Flags, with one dash or two:
 
 Examples:
   vmm -disk debian.qcow2
-  vmm -disk ubuntu.img,snapshot -mem 2G -cpus 2 -p 127.0.0.1:2222:22
+  vmm -disk ubuntu.img -user me -ssh-key ~/.ssh/id_ed25519.pub -p 127.0.0.1:2222:22
+  vmm -disk ubuntu.img,snapshot -mem 2G -cpus 2 -p 8080:80
   vmm -kernel bzImage -initrd u-root.cpio -mem 1G
   vmm -kernel vmlinux -cpus 4 -append "root=/dev/vda ro quiet"
   vmm -kernel bzImage -initrd u-root.cpio -serial unix:/tmp/vm.sock
@@ -205,6 +217,9 @@ func (o *bootOptions) parse(args []string) error {
 		return fmt.Errorf("-initrd %s: needs a -kernel", o.initrd)
 	case o.kernel == "" && !o.bootsDisk():
 		return errors.New(`nothing to boot: give a -disk IMAGE, or a -kernel FILE (see "vmm -help")`)
+	}
+	if o.seed.user != "" && o.seed.keys.keys == nil && o.seed.file == "" {
+		return fmt.Errorf("-user %s: could not log in without an -ssh-key (or a password, in a -cloud-init FILE)", o.seed.user)
 	}
 	if len(o.nics) == 0 && len(o.disks) > 0 {
 		if err := o.nics.Set("user"); err != nil {
