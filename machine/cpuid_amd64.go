@@ -12,6 +12,7 @@ const (
 	leafMax           = 0x0
 	leafFeatures      = 0x1
 	leafIntelCache    = 0x4
+	leafStructured    = 0x7
 	leafTopology      = 0xb
 	leafTopologyV2    = 0x1f
 	leafExtFeatures   = 0x8000_0001
@@ -24,6 +25,7 @@ const (
 	minPhysicalBits   = 36 // what a CPU has that does not say
 	featECXx2APIC     = 1 << 21
 	featECXTSCDL      = 1 << 24
+	featECXXSAVE      = 1 << 26
 	featECXHypervisor = 1 << 31
 	featEDXHTT        = 1 << 28
 	extECXCmpLegacy   = 1 << 1
@@ -100,11 +102,47 @@ func guestCPUID(host []kvm.CPUIDEntry, apicID, n int, tscDeadline bool) []kvm.CP
 			e.ECX &^= 0x7ff            // one node, number zero
 		}
 	}
+	dropWithoutXSAVE(out)
 	out = append(out, topologyLeaf(leafTopology, id, uint32(n), idBits)...)
 	if hasTopologyV2 {
 		out = append(out, topologyLeaf(leafTopologyV2, id, uint32(n), idBits)...)
 	}
 	return out
+}
+
+// needXSAVE are the features whose registers only XSAVE saves (SDM vol. 1, §13.1), by leaf, subleaf and EAX, EBX, ECX, EDX.
+var needXSAVE = []struct {
+	function, index uint32
+	bits            [4]uint32
+}{
+	// FMA, AVX, F16C.
+	{leafFeatures, 0, [4]uint32{2: 1<<12 | 1<<28 | 1<<29}},
+	// AVX2, MPX, AVX-512 in all three; PKU, VAES, VPCLMULQDQ; AMX.
+	{leafStructured, 0, [4]uint32{
+		1: 1<<5 | 1<<14 | 1<<16 | 1<<17 | 1<<21 | 1<<26 | 1<<27 | 1<<28 | 1<<30 | 1<<31,
+		2: 1<<1 | 1<<3 | 1<<6 | 1<<9 | 1<<10 | 1<<11 | 1<<12 | 1<<14,
+		3: 1<<2 | 1<<3 | 1<<8 | 1<<22 | 1<<23 | 1<<24 | 1<<25,
+	}},
+	// AVX-VNNI, AVX512_BF16, AMX-FP16, AVX-IFMA; AVX-VNNI-INT8, AVX-NE-CONVERT, AVX-VNNI-INT16.
+	{leafStructured, 1, [4]uint32{0: 1<<4 | 1<<5 | 1<<21 | 1<<23, 3: 1<<4 | 1<<5 | 1<<10}},
+	// XOP, FMA4.
+	{leafExtFeatures, 0, [4]uint32{2: 1<<11 | 1<<16}},
+}
+
+// dropWithoutXSAVE takes away what a guest could not use on a host without XSAVE, as no CPU has the one without the other:
+// KVM reports both as the CPU has them, and Linux believes that AVX can be used.
+func dropWithoutXSAVE(cpuid []kvm.CPUIDEntry) {
+	if slices.ContainsFunc(cpuid, func(e kvm.CPUIDEntry) bool { return e.Function == leafFeatures && e.ECX&featECXXSAVE != 0 }) {
+		return
+	}
+	for i := range cpuid {
+		e := &cpuid[i]
+		for _, f := range needXSAVE {
+			if e.Function == f.function && e.Index == f.index {
+				e.EAX, e.EBX, e.ECX, e.EDX = e.EAX&^f.bits[0], e.EBX&^f.bits[1], e.ECX&^f.bits[2], e.EDX&^f.bits[3]
+			}
+		}
+	}
 }
 
 // topologyLeaf is the extended topology enumeration: the threads of a core (one), the cores of the package, the end.

@@ -94,3 +94,30 @@ func TestPhysicalAddressBits(t *testing.T) {
 	require.Equal(t, uint(48), physicalAddressBits(hostCPUID(vendorAMD, 0x10)))
 	require.Equal(t, uint(36), physicalAddressBits(nil))
 }
+
+// TestGuestCPUIDWithoutXSAVE: AVX and its like go where XSAVE is missing, and stay where it is there.
+func TestGuestCPUIDWithoutXSAVE(t *testing.T) {
+	all := uint32(0xffff_ffff)
+	host := append(hostCPUID(vendorIntel, 0x10),
+		kvm.CPUIDEntry{Function: 7, Flags: kvm.CPUIDSignificantIndex, EAX: 1, EBX: all, ECX: all, EDX: all},
+		kvm.CPUIDEntry{Function: 7, Index: 1, Flags: kvm.CPUIDSignificantIndex, EAX: all, EDX: all})
+	for _, xsave := range []bool{false, true} {
+		for i := range host {
+			if host[i].Function == leafFeatures {
+				if host[i].ECX = all; !xsave {
+					host[i].ECX &^= featECXXSAVE
+				}
+			}
+		}
+		got := guestCPUID(host, 0, 1, true)
+		const avx, aes, sse42, avx2, smep, pku = 1 << 28, 1 << 25, 1 << 20, 1 << 5, 1 << 7, 1 << 3
+		one, seven := leaf(t, got, leafFeatures, 0), leaf(t, got, leafStructured, 0)
+		require.Equal(t, xsave, one.ECX&avx != 0)
+		require.Equal(t, xsave, seven.EBX&avx2 != 0)
+		require.Equal(t, xsave, seven.ECX&pku != 0)
+		require.Equal(t, xsave, leaf(t, got, leafStructured, 1).EAX == all)
+		require.Equal(t, uint32(aes|sse42), one.ECX&(aes|sse42), "these need no XSAVE")
+		require.NotZero(t, seven.EBX&smep)
+		require.EqualValues(t, 1, seven.EAX, "the number of subleaves")
+	}
+}

@@ -1,6 +1,6 @@
 // Command bench measures vmm beside QEMU, prints the figures and writes them into docs/benchmarks.md, which explains them:
 //
-//	bench [-starts 9] [-boots 5] [-rounds 3] [-o docs/benchmarks.md]
+//	bench [-starts 9] [-boots 5] [-rounds 3] [-systems 2] [-o docs/benchmarks.md]
 //
 // On this machine's KVM it measures all that this KVM can run, as root, for the kernel's tracing belongs to root; what is
 // left, in the nested lab. It wants bin/vmm and out/u-root.cpio built, and QEMU installed.
@@ -23,6 +23,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/block/image"
+	"vmm/bootdisk"
 	"vmm/test/bench/measure"
 	"vmm/test/lab"
 	"vmm/test/lab/cpio"
@@ -33,6 +35,7 @@ func main() {
 	var b bench
 	flag.IntVar(&b.starts, "starts", 9, "timed starts of each monitor with each kernel; 0 leaves out starts, boots, exits and memory")
 	flag.IntVar(&b.boots, "boots", 5, "timed boots of each monitor with each kernel")
+	flag.IntVar(&b.systems, "systems", 2, "timed boots of a whole system by each monitor; 0 leaves them out")
 	flag.IntVar(&b.rounds, "rounds", 3, "times that each figure of the devices is measured; 0 leaves them out")
 	output := flag.String("o", "docs/benchmarks.md", "write the results into this `page`; nowhere if empty")
 	flag.Parse()
@@ -47,7 +50,7 @@ func main() {
 
 // bench is one run of the command.
 type bench struct {
-	starts, boots, rounds int
+	starts, boots, rounds, systems int
 
 	qemu         string // the program
 	dir          string // for what is made for this run
@@ -224,6 +227,11 @@ func (b *bench) measureDevices(ctx context.Context, here bool) (*measure.Report,
 		Kernel: measure.Kernel{Name: "vmlinuz-" + series, Path: kernel.Image}, Initrd: initrd, Root: disk, Traffic: traffic,
 		Rounds: b.rounds, Seconds: 4,
 	}
+	if b.systems > 0 {
+		if p.Devices.System, err = b.system(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if here {
 		fmt.Fprintln(os.Stderr, "bench: devices, on this machine's KVM")
 		return b.runHere(ctx, p)
@@ -236,8 +244,41 @@ func (b *bench) measureDevices(ctx context.Context, here bool) (*measure.Report,
 	d := p.Devices
 	d.Kernel.Path, d.Initrd, d.Root, d.Traffic = "/boot/vmlinuz-"+series, "/lab/guest.cpio", lab.GuestDisk, "/lab/traffic"
 	maps.Copy(files, map[string]string{"/lab/runner": b.runner, d.Initrd: initrd, d.Traffic: traffic})
+	if s := d.System; s != nil {
+		for name, path := range map[string]*string{"/lab/system.qcow2": &s.Image, "/lab/system-kernel": &s.Kernel, "/lab/system-initrd": &s.Initrd} {
+			files[name], *path = *path, name
+		}
+	}
 	fmt.Fprintln(os.Stderr, "bench: devices, in the nested lab")
 	return b.runInLab(ctx, lab.Config{Files: files, Disk: disk, GuestDisk: disk}, p)
+}
+
+// system is the image of a whole Debian, and what it boots as files of their own.
+func (b *bench) system(ctx context.Context) (_ *measure.SystemPlan, err error) {
+	s := &measure.SystemPlan{Kernel: filepath.Join(b.dir, "system-kernel"), Initrd: filepath.Join(b.dir, "system-initrd"), Runs: b.systems}
+	if s.Image, err = lab.CloudImage(ctx, "."); err != nil {
+		return nil, err
+	}
+	i, err := image.Open(s.Image, image.Options{ReadOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer i.Close()
+	boot, err := bootdisk.Find(i.Disk, i.Disk.Size())
+	if err != nil {
+		return nil, err
+	}
+	s.Append = boot.CommandLine
+	for path, from := range map[string]bootdisk.Image{s.Kernel: boot.Kernel, s.Initrd: boot.Initrd} {
+		data, err := io.ReadAll(io.NewSectionReader(from, 0, from.Size()))
+		if err == nil {
+			err = os.WriteFile(path, data, 0o600)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // runInLab has the runner measure in a lab of its own.

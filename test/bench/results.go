@@ -94,13 +94,17 @@ func writeReport(out *strings.Builder, r *measure.Report) {
 		writePlaces(out, r.Exits)
 	}
 	if len(r.Disks) > 0 {
-		out.WriteString("\nvirtio-blk, a raw file in the host's page cache, fio with libaio in the guest; more is better. " +
+		out.WriteString("\nvirtio-blk, a file (raw, or qcow2 where it is said) in the host's page cache, fio with libaio in the guest; more is better. " +
 			"The goals are QEMU's at queue depth 1, and more than QEMU's at 32:\n\n")
 		writeRates(out, r.Disks)
 	}
 	if len(r.Nets) > 0 {
-		out.WriteString("\nvirtio-net on a TAP, MTU 1500, iperf3 and traffic in the guest; more is better:\n\n")
+		out.WriteString("\nvirtio-net on a TAP or a user network, MTU 1500, iperf3 and traffic in the guest; more is better:\n\n")
 		writeRates(out, r.Nets)
+	}
+	if len(r.Systems) > 0 {
+		out.WriteString("\nFrom exec to the login prompt of a whole system, from the same image with a user network, in seconds:\n\n")
+		writeTimes(out, r.Systems, 1, map[string]float64{measure.Q35: 1})
 	}
 	if len(r.Sizes) > 0 {
 		fmt.Fprintf(out, "\nResident beyond the guest's memory while the guest idles, in MiB; the goal is less than %d:\n\n", sizeGoal>>20)

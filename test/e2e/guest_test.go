@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -52,6 +53,8 @@ func (g guest) command(t *testing.T, h *host) []string {
 	}, g.args...)
 	if withQEMU() {
 		command = qemuCommand(t, command)
+	} else if !slices.Contains(command, "-net") {
+		command = append(command, "-net", "none") // not the one that a disk brings
 	}
 	return append(g.under, command...)
 }

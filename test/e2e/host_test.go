@@ -119,9 +119,10 @@ func (here) Run(ctx context.Context, c *lab.Cmd) (int, error) {
 
 // shared is the host of all tests that run one after the other; the first that needs it makes it, and TestMain ends it.
 var shared struct {
-	once sync.Once
-	host *host
-	err  error
+	once   sync.Once
+	host   *host
+	rootfs string // the disk of labs
+	err    error
 }
 
 // idle has the hosts that no parallel test uses.
@@ -157,6 +158,7 @@ func kvmHost(t *testing.T) *host {
 	shared.once.Do(func() {
 		h := machineHere(t)
 		h.disk, h.noDisk = lab.Rootfs(t.Context(), root)
+		shared.rootfs = h.disk
 		if !report.OK() {
 			shared.err = h.startLab()
 		}

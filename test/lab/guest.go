@@ -98,11 +98,21 @@ func Traffic(ctx context.Context) (string, error) {
 // Rootfs returns the path of the disk that scripts/lab-rootfs makes, out of the project's folder root. It takes two minutes
 // and the rights of root unless the disk is there already.
 func Rootfs(ctx context.Context, root string) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(root, "scripts/lab-rootfs"))
+	return made(ctx, root, "scripts/lab-rootfs")
+}
+
+// CloudImage returns the path of the disk image that scripts/cloud-image makes, under the same conditions.
+func CloudImage(ctx context.Context, root string) (string, error) {
+	return made(ctx, root, "scripts/cloud-image")
+}
+
+// made runs a script that makes a file, and returns what it prints: the path.
+func made(ctx context.Context, root, script string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(root, script))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("scripts/lab-rootfs, to be run once as root: %w", err)
+		return "", fmt.Errorf("%s, to be run once as root: %w", script, err)
 	}
 	return strings.TrimSpace(string(out)), nil
 }

@@ -25,7 +25,26 @@ type shell struct {
 
 // startShell starts the monitor and waits for the guest's prompt.
 func startShell(ctx context.Context, args []string) (*shell, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*bootLimit)
+	return startGuest(ctx, args, "/ # ", 2*bootLimit)
+}
+
+// systemLimit is longer than any boot of a whole system takes in the slowest of labs.
+const systemLimit = 20 * time.Minute
+
+// timeUntil returns the seconds from just before the command's fork and exec until the guest has printed text.
+func timeUntil(ctx context.Context, args []string, text string) (float64, error) {
+	start := time.Now()
+	s, err := startGuest(ctx, args, text, systemLimit)
+	if err != nil {
+		return 0, err
+	}
+	seconds := time.Since(start).Seconds()
+	return seconds, s.end(nil)
+}
+
+// startGuest starts the monitor and waits until the guest has printed text. After the limit the monitor is killed.
+func startGuest(ctx context.Context, args []string, text string, limit time.Duration) (*shell, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	s := &shell{cmd: exec.CommandContext(ctx, args[0], args[1:]...), cancel: cancel}
 	s.cmd.Stderr = &s.stderr
 	s.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL}
@@ -37,7 +56,7 @@ func startShell(ctx context.Context, args []string) (*shell, error) {
 		cancel()
 		return nil, err
 	}
-	if _, err := s.expect("/ # "); err != nil {
+	if _, err := s.expect(text); err != nil {
 		return nil, s.end(err)
 	}
 	return s, nil

@@ -35,13 +35,14 @@ type Kernel struct {
 
 // Report is what came out; as JSON it is the runner's output.
 type Report struct {
-	Host   string // the release of the kernel that the monitors ran on
-	Starts []Times
-	Boots  []Times
-	Exits  []Exits
-	Sizes  []Size
-	Disks  []Rates
-	Nets   []Rates
+	Host    string // the release of the kernel that the monitors ran on
+	Starts  []Times
+	Boots   []Times
+	Exits   []Exits
+	Sizes   []Size
+	Disks   []Rates
+	Nets    []Rates
+	Systems []Times
 }
 
 // Times are those of one monitor with one kernel.
