@@ -21,11 +21,20 @@ import (
 // With this variable the test binary is vmm, with a fake machine that says on its serial port what happens to it.
 const childVariable = "VMM_TEST_CHILD"
 
+// slowChild is the variable's value for a guest that says nothing for a while.
+const slowChild = "slow"
+
 func childMain() {
 	if os.Getenv(childVariable) == "" {
 		return
 	}
 	vm := &fakeVM{run: talkative, pressed: make(chan struct{}, 8)}
+	if os.Getenv(childVariable) == slowChild {
+		vm.run = func(ctx context.Context, vm *fakeVM) (machine.Exit, error) {
+			time.Sleep(700 * time.Millisecond) // longer than it takes until there is a line that says what goes on
+			return talkative(ctx, vm)
+		}
+	}
 	p := &process{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, newMachine: func(cfg machine.Config) (virtualMachine, error) {
 		vm.cfg = cfg
 		return vm, nil
@@ -88,6 +97,14 @@ type user struct {
 
 func startOnTerminal(t *testing.T) *user {
 	t.Helper()
+	u := startChild(t, "1")
+	u.sees("ready")
+	require.Zero(t, u.modes().Lflag&(unix.ICANON|unix.ECHO|unix.ISIG), "the terminal is not raw")
+	return u
+}
+
+func startChild(t *testing.T, kind string) *user {
+	t.Helper()
 	u := &user{t: t}
 	var err error
 	u.emulator, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
@@ -102,7 +119,7 @@ func startOnTerminal(t *testing.T) *user {
 	u.before = u.modes()
 
 	u.vmm = exec.Command("/proc/self/exe")
-	u.vmm.Env = append(os.Environ(), childVariable+"=1", "GORACE=atexit_sleep_ms=0")
+	u.vmm.Env = append(os.Environ(), childVariable+"="+kind, "GORACE=atexit_sleep_ms=0")
 	u.vmm.Stdin, u.vmm.Stdout, u.vmm.Stderr = u.tty, u.tty, u.tty
 	u.vmm.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	require.NoError(t, u.vmm.Start())
@@ -112,9 +129,16 @@ func startOnTerminal(t *testing.T) *user {
 		u.tty.Close()
 		u.emulator.Close()
 	})
-	u.sees("ready")
-	require.Zero(t, u.modes().Lflag&(unix.ICANON|unix.ECHO|unix.ISIG), "the terminal is not raw")
 	return u
+}
+
+// TestProgressOnTerminal: a line says what goes on, and is gone before the guest's first word.
+func TestProgressOnTerminal(t *testing.T) {
+	u := startChild(t, slowChild)
+	line := u.sees("ready")
+	require.Regexp(t, "^(\r\x1b\\[Kvmm: booting /proc/self/exe \\([0-9]+ s\\))+\r\x1b\\[Kready\r\n$", line)
+	u.types("\x04")
+	require.Zero(t, u.ends().ExitCode())
 }
 
 func (u *user) modes() unix.Termios {
@@ -130,14 +154,14 @@ func (u *user) types(keys string) {
 	require.NoError(u.t, err)
 }
 
-// sees reads the screen up to a line with text.
-func (u *user) sees(text string) {
+// sees reads the screen up to a line with text, and returns that.
+func (u *user) sees(text string) string {
 	u.t.Helper()
 	for {
 		line, err := u.screen.ReadString('\n')
 		require.NoError(u.t, err)
 		if strings.Contains(line, text) {
-			return
+			return line
 		}
 	}
 }
