@@ -173,7 +173,9 @@ ip route add default via 10.8.0.1`)
 	g := guest{args: []string{"-net", "stream=unix:" + socket}, under: n.under()}.start(t, h)
 	g.run("ip link set eth0 up; ip addr add 10.8.0.2/24 dev eth0; ip route add default via 10.8.0.1")
 	t.Log(strings.TrimSpace(g.run("traffic connect -n 100 -parallel 8 tcp:10.8.0.1:9000")))
-	t.Log(strings.TrimSpace(g.run("traffic connect -up 2000000 -down 2000000 tcp:10.8.0.1:9000")))
+	// Not one connection with all that: Debian 12's passt ends one that moves megabytes both ways too early if the guest is slow.
+	// Its FIN is in order, and what the server had still to say missing.
+	t.Log(strings.TrimSpace(g.run("traffic connect -n 20 -up 100000 -down 100000 tcp:10.8.0.1:9000")))
 	g.run("traffic serve tcp::7000 >/tmp/serving & until [ -s /tmp/serving ]; do sleep 0.1; done")
 	n.output(t, "traffic connect -n 20 -up 10000 -down 10000 tcp:127.0.0.1:7000")
 	checkLog(t, g)
