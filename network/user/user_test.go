@@ -358,16 +358,7 @@ func TestForward(t *testing.T) {
 	u, err := gonet.DialUDP(g.stack, &tcpip.FullAddress{NIC: 1, Addr: toAddress(g.n.addrs.guest), Port: 53}, nil, ipv4.ProtocolNumber)
 	require.NoError(t, err)
 	defer u.Close()
-	go func() {
-		buf := make([]byte, 65536)
-		for {
-			n, from, err := u.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = u.WriteTo(buf[:n], from)
-		}
-	}()
+	go answerAll(u, "")
 	for i := range 5 {
 		c, err := net.Dial("udp", at[2].String())
 		require.NoError(t, err)
@@ -385,22 +376,31 @@ func TestForward(t *testing.T) {
 	}
 }
 
+// answer has a server of datagrams on the host's loopback, which sends them back behind the prefix.
+func answer(t *testing.T, prefix string) net.PacketConn {
+	t.Helper()
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	go answerAll(c, prefix)
+	return c
+}
+
+func answerAll(c net.PacketConn, prefix string) {
+	buf := make([]byte, 65536)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		_, _ = c.WriteTo(append([]byte(prefix), buf[:n]...), from)
+	}
+}
+
 // TestUDP has the guest ask a server of datagrams on the host's loopback.
 func TestUDP(t *testing.T) {
 	g := newGuest(t, Config{HostLoopback: true}, 0)
-	server, err := net.ListenPacket("udp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer server.Close()
-	go func() {
-		buf := make([]byte, 65536)
-		for {
-			n, from, err := server.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = server.WriteTo(buf[:n], from)
-		}
-	}()
+	server := answer(t, "")
 	at := g.router(server.LocalAddr())
 	c, err := gonet.DialUDP(g.stack, nil, &tcpip.FullAddress{NIC: 1, Addr: toAddress(at.Addr()), Port: at.Port()}, ipv4.ProtocolNumber)
 	require.NoError(t, err)
@@ -422,19 +422,7 @@ func TestDNS(t *testing.T) {
 	deaf, err := net.ListenPacket("udp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer deaf.Close()
-	server, err := net.ListenPacket("udp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer server.Close()
-	go func() {
-		buf := make([]byte, 512)
-		for {
-			n, from, err := server.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = server.WriteTo(append([]byte("answer to "), buf[:n]...), from)
-		}
-	}()
+	server := answer(t, "answer to ")
 	g := newGuest(t, Config{}, 0)
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	require.NoError(t, os.WriteFile(path, nil, 0o600))
