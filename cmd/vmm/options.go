@@ -135,7 +135,9 @@ Flags, with one dash or two:
                                 the name server, .15 the guest
                    ipv6=MODE    on, off or auto (default): if the host has a way out by it
   -p [[HOSTIP:]HOSTPORT:]PORT[/udp]
-                   lead a port of the host's to one of the guest's; any number of times
+                   lead a port of the host's to one of the guest's; any number of times.
+                   Without HOSTIP it is one of all the host's addresses, without
+                   HOSTPORT a free one, which is printed
   -host-loopback   let the guest reach the host's 127.0.0.1, as the router's address
   -net tap[,SETTING...]
                    a network card on a TAP interface of the host; any number of times:
