@@ -17,6 +17,7 @@ import (
 // TestBoot boots each kernel in each form, in sizes that cover what there are, and compares what the guest sees with what
 // it was given.
 func TestBoot(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		series, image string
 		cpus          int
@@ -32,7 +33,7 @@ func TestBoot(t *testing.T) {
 		{"6.12", "vmlinux", 1, "6G"},
 	} {
 		t.Run(fmt.Sprintf("%s-%s,cpus=%d,mem=%s", c.image, c.series, c.cpus, c.mem), func(t *testing.T) {
-			h := kvmHost(t)
+			h := ownHost(t)
 			kernel, err := debian.Cloud(t.Context(), c.series)
 			require.NoError(t, err)
 			g := h.boot(t, c.image+"-"+c.series, "-cpus", strconv.Itoa(c.cpus), "-mem", c.mem, "-append", "quiet")

@@ -16,6 +16,7 @@ import (
 
 // TestReset has the guest reset itself in each way that a PC knows. By default that is vmm's end.
 func TestReset(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ name, append, command, printed string }{
 		{"ACPI", "quiet", "reboot", ""},
 		{"triple fault", "quiet reboot=t", "reboot", ""},
@@ -23,7 +24,7 @@ func TestReset(t *testing.T) {
 		{"panic", "quiet", "echo c >/proc/sysrq-trigger", "Kernel panic - not syncing: sysrq triggered crash"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g := kvmHost(t).boot(t, "vmlinuz-6.1", "-append", c.append)
+			g := ownHost(t).boot(t, "vmlinuz-6.1", "-append", c.append)
 			require.Zero(t, g.end(c.command))
 			require.Contains(t, g.out.from(g.read), c.printed)
 		})
@@ -32,7 +33,8 @@ func TestReset(t *testing.T) {
 
 // TestReboot boots a guest a second time in the same vmm.
 func TestReboot(t *testing.T) {
-	g := kvmHost(t).boot(t, "vmlinuz-6.12", "-append", "quiet", "-reboot", "-mem", "256M", "-cpus", "2")
+	t.Parallel()
+	g := ownHost(t).boot(t, "vmlinuz-6.12", "-append", "quiet", "-reboot", "-mem", "256M", "-cpus", "2")
 	first := g.sh("cat /proc/sys/kernel/random/boot_id")
 	g.sh("echo lost >/mark")
 	g.send("reboot\n")

@@ -69,7 +69,8 @@ func TestEmulatingKVM(t *testing.T) {
 // TestMemtest boots memtest86+, a program in a bzImage's form that is no Linux: its 64-bit form by the 64-bit protocol,
 // its 32-bit form by the 32-bit one.
 func TestMemtest(t *testing.T) {
-	h := kvmHost(t)
+	t.Parallel()
+	h := ownHost(t)
 	dir, err := debian.Package(t.Context(), "memtest86+")
 	require.NoError(t, err)
 	for _, bits := range []string{"x64", "ia32"} {

@@ -55,7 +55,8 @@ func TestClocks(t *testing.T) {
 
 // TestMoreCPUs gives a guest more vCPUs than its host has processors, and keeps all of them busy.
 func TestMoreCPUs(t *testing.T) {
-	h := kvmHost(t)
+	t.Parallel()
+	h := ownHost(t)
 	have, err := strconv.Atoi(strings.TrimSpace(h.output(t, "nproc")))
 	require.NoError(t, err)
 	cpus := max(4, have+1)
@@ -75,7 +76,8 @@ func TestMoreCPUs(t *testing.T) {
 // TestHugeMemory starts a guest with more memory than the host has. How much of it the kernel touches is the kernel's
 // affair; before that, it prints the map.
 func TestHugeMemory(t *testing.T) {
-	h := kvmHost(t)
+	t.Parallel()
+	h := ownHost(t)
 	g := h.start(t, h.vmm(), "-kernel", h.kernel("vmlinuz-6.12"), "-initrd", h.initramfs(), "-mem", "64G", "-append", "earlyprintk=ttyS0")
 	g.expect("BIOS-e820: [mem 0x0000000100000000-0x000000103fffffff] usable")
 	g.expect("last_pfn = 0x1040000 ")
@@ -102,7 +104,8 @@ func TestSideBySide(t *testing.T) {
 
 // TestPipe boots with the defaults, and has its commands from a pipe, sent before there is anybody to read them.
 func TestPipe(t *testing.T) {
-	h := kvmHost(t)
+	t.Parallel()
+	h := ownHost(t)
 	g := h.start(t, h.vmm(), "-kernel", h.kernel("vmlinuz-6.12"), "-initrd", h.initramfs(), "-mem", "1G")
 	g.send("uname -r\npoweroff\n")
 	require.NoError(t, g.stdin.Close())
