@@ -29,10 +29,12 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"sync"
 	"time"
 
+	stacklog "gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
@@ -150,8 +152,12 @@ func Open(cfg Config) (_ *Network, err error) {
 	return n, nil
 }
 
+// silence keeps the stack from printing: its warnings would be the guest's to trigger.
+var silence = sync.OnceFunc(func() { stacklog.SetTarget(&stacklog.Writer{Next: io.Discard}) })
+
 // newStack makes the stack, which takes packets to whatever address for its own.
 func (n *Network) newStack() error {
+	silence()
 	n.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
