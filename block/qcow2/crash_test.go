@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -215,4 +216,48 @@ func TestConcurrent(t *testing.T) {
 	res, err := m.Check(Repair{})
 	require.NoError(t, err)
 	require.True(t, res.Clean(), "%+v", res)
+}
+
+// TestMap: what is mapped stays where it is until it is not mapped any more, whatever becomes of the disk meanwhile.
+func TestMap(t *testing.T) {
+	f := newInMemory(t, CreateOptions{Size: 1 << 20, ClusterSize: 4096})
+	m, err := Open(f, Options{})
+	require.NoError(t, err)
+	_, ok := m.Map(0, 4096, false)
+	require.False(t, ok, "nothing is there yet")
+	data := bytes.Repeat([]byte{7}, 8192)
+	_, err = m.WriteAt(data, 0)
+	require.NoError(t, err)
+	for _, tt := range []struct {
+		off, n int64
+		ok     bool
+	}{{0, 8192, true}, {512, 512, true}, {0, 0, false}, {-512, 512, false}, {8192, 512, false}, {4096, 8192, false}, {1 << 20, 512, false}} {
+		at, ok := m.Map(tt.off, tt.n, true)
+		require.Equal(t, tt.ok, ok, "%+v", tt)
+		if ok {
+			p := make([]byte, tt.n)
+			_, err := f.ReadAt(p, at)
+			require.NoError(t, err)
+			require.Equal(t, data[:tt.n], p)
+			m.Unmap()
+		}
+	}
+
+	at, ok := m.Map(0, 4096, true)
+	require.True(t, ok)
+	require.NoError(t, m.Discard(0, 8192))
+	synced := make(chan error)
+	go func() { synced <- m.Sync() }()
+	select {
+	case <-synced:
+		t.Fatal("the cluster was given away while it was mapped")
+	case <-time.After(50 * time.Millisecond):
+	}
+	_, ok = m.Map(0, 4096, false)
+	require.False(t, ok, "not before what waits has had its turn")
+	_, err = f.WriteAt(data[:4096], at)
+	require.NoError(t, err)
+	m.Unmap()
+	require.NoError(t, <-synced)
+	require.NoError(t, m.Close())
 }

@@ -141,6 +141,53 @@ func (m *Image) writeVector(iov []unix.Iovec, off int64) error {
 	return nil
 }
 
+// MappedFile is the descriptor of the image's file, and what memory must be aligned to for it, if the file has one.
+func (m *Image) MappedFile() (fd, align int, ok bool) {
+	if f, is := m.file.(interface{ Direct() (fd, align int) }); is {
+		fd, align = f.Direct()
+		return fd, align, true
+	}
+	return 0, 0, false
+}
+
+// Map returns where in the file the disk's n bytes from off on are, if they are there in one piece as the guest has them, and
+// can be written there if that is wanted. They stay there until Unmap: what could move them, or give their clusters to
+// another use, waits for it. So whoever has mapped something must not wait for anything of the image's before it calls Unmap,
+// once for each Map that was ok. Map itself waits for nothing, and is not ok where it would have to.
+func (m *Image) Map(off, n int64, write bool) (at int64, ok bool) {
+	if !m.users.TryRLock() {
+		return 0, false
+	}
+	if at, ok = m.place(off, n, write); !ok {
+		m.users.RUnlock()
+	}
+	return at, ok
+}
+
+// Unmap ends a Map.
+func (m *Image) Unmap() { m.users.RUnlock() }
+
+// place is Map; users is held.
+func (m *Image) place(off, n int64, write bool) (at int64, ok bool) {
+	if off < 0 || n <= 0 || n > m.Size()-off || write && m.writable() != nil {
+		return 0, false
+	}
+	if m.l2[uint64(off)>>m.clusterBits>>m.l2Bits].Load() == nil {
+		return 0, false // its table has to be read first
+	}
+	found, err := m.lookup(off, n)
+	if err != nil || found.kind != data || found.n < n || found.off+n > m.end.Load() {
+		return 0, false
+	}
+	return found.off, !write || found.inPlace && m.ownsData(found)
+}
+
+// ownsData tells whether what a mapping says is data in place can be that: no table is there.
+func (m *Image) ownsData(at mapping) bool {
+	first := at.off &^ (m.clusterSize - 1)
+	return first != 0 && at.off+at.n <= m.end.Load() && !m.hasMeta(first, m.clusters(at.off+at.n-first))
+}
+
 // WriteVector writes the buffers of iov, one after the other, to off. It changes iov.
 func (m *Image) WriteVector(iov []unix.Iovec, off int64) (done int, err error) {
 	n := iovec.Len(iov)
@@ -181,9 +228,8 @@ func (m *Image) writePiece(iov []unix.Iovec, off, n int64) (written, error) {
 		return written{}, err
 	}
 	if at.kind == data && at.inPlace {
-		first := at.off &^ (m.clusterSize - 1)
-		if first == 0 || at.off+at.n > m.end.Load() || m.hasMeta(first, m.clusters(at.off+at.n-first)) {
-			return written{}, m.corrupt("cluster %#x, which the disk's at %#x is in, is not one of the disk's", first, off)
+		if !m.ownsData(at) {
+			return written{}, m.corrupt("cluster %#x, which the disk's at %#x is in, is not one of the disk's", at.off&^(m.clusterSize-1), off)
 		}
 		head, rest := iovec.Split(iov, at.n)
 		return written{at.n, rest}, m.writeVector(head, at.off)

@@ -77,6 +77,15 @@ type (
 	Guarded interface {
 		DirectFrom() int64
 	}
+	// MappedBackend has the disk's data in a file of the host, in places of its own choice.
+	MappedBackend interface {
+		// MappedFile is the file, and the align of a DirectBackend; ok is false where there is none.
+		MappedFile() (fd, align int, ok bool)
+		// Map returns where in the file the n bytes from off on are, if they can be read there, or written, and are all in
+		// one piece. That stays so until Unmap, which ends one Map that was ok. Map does not wait for anything.
+		Map(off, n int64, write bool) (at int64, ok bool)
+		Unmap()
+	}
 	// Discarder can free blocks that the guest has no use for. An error that is errors.ErrUnsupported is told the guest
 	// as such.
 	Discarder interface {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmm/block"
+	"vmm/block/qcow2"
 	"vmm/internal/leak"
 	"vmm/virtio"
 	"vmm/virtio/blk"
@@ -95,6 +96,68 @@ func file(t testing.TB, size int64, o block.Options) *block.File {
 	return f
 }
 
+// qcow2Image makes an image of small clusters, in a file.
+func qcow2Image(t testing.TB) *qcow2.Image {
+	t.Helper()
+	f, err := block.Create(filepath.Join(t.TempDir(), "disk.qcow2"))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, f.Close()) })
+	require.NoError(t, qcow2.Create(f, qcow2.CreateOptions{Size: diskSize, ClusterSize: 4096}))
+	m, err := qcow2.Open(f, qcow2.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, m.Close()) })
+	return m
+}
+
+// TestMapped reads and writes an image's data by the ring, where it is in one piece, and the rest otherwise. Meanwhile the guest
+// frees clusters and flushes, which moves others to their place.
+func TestMapped(t *testing.T) {
+	m := qcow2Image(t)
+	d, dev := start(t, blk.Config{Backend: m, Discard: true}, virtiotest.Options{})
+	q := d.Queue(0)
+	model := make([]byte, diskSize)
+	random := rand.New(rand.NewPCG(3, 4))
+	for range 300 {
+		var waits []func()
+		const lanes = 16
+		for lane := range lanes {
+			at := lane*(diskSize/lanes) + 4096*random.IntN(diskSize/lanes/4096)
+			lane := model[at : at+4096]
+			switch random.IntN(6) {
+			case 0:
+				clear(lane)
+				r := q.Submit([][]byte{header(writeZeroes, 0), segment(uint64(at/512), 8, 1)}, 1)
+				waits = append(waits, func() { require.Equal(t, byte(ok), status(t, r)) })
+			case 1:
+				r := q.Submit([][]byte{header(flush, 0)}, 1)
+				waits = append(waits, func() { require.Equal(t, byte(ok), status(t, r)) })
+			case 2, 3:
+				for i := range lane {
+					lane[i] = byte(random.Uint32())
+				}
+				r := q.Submit([][]byte{header(out, uint64(at/512)), bytes.Clone(lane)}, 1)
+				waits = append(waits, func() { require.Equal(t, byte(ok), status(t, r)) })
+			default:
+				want := bytes.Clone(lane)
+				r := q.Submit([][]byte{header(in, uint64(at/512))}, 4096, 1)
+				waits = append(waits, func() {
+					require.Equal(t, byte(ok), status(t, r))
+					require.True(t, bytes.Equal(want, r.Bytes()[:4096]))
+				})
+			}
+		}
+		for _, wait := range waits {
+			wait()
+		}
+	}
+	stats := dev.Stats()
+	require.Greater(t, stats.Direct, (stats.Reads+stats.Writes)/4, "%+v", stats)
+	require.Less(t, stats.Direct, stats.Reads+stats.Writes, "%+v", stats)
+	res, err := m.Check(qcow2.Repair{})
+	require.NoError(t, err)
+	require.Zero(t, res.Corruptions, "%+v", res)
+}
+
 // ways are the ways that a request can take.
 func ways(t *testing.T, test func(t *testing.T, cfg blk.Config)) {
 	t.Run("ring", func(t *testing.T) { test(t, blk.Config{Backend: file(t, diskSize, block.Options{})}) })
@@ -104,6 +167,7 @@ func ways(t *testing.T, test func(t *testing.T, cfg blk.Config)) {
 	t.Run("workers", func(t *testing.T) {
 		test(t, blk.Config{Backend: file(t, diskSize, block.Options{}), NoRing: true})
 	})
+	t.Run("image", func(t *testing.T) { test(t, blk.Config{Backend: qcow2Image(t)}) })
 	t.Run("no file", func(t *testing.T) { test(t, blk.Config{Backend: &memoryDisk{data: make([]byte, diskSize)}}) })
 }
 

@@ -30,6 +30,7 @@ type queue struct {
 	ring     *iouring.Ring // nil where there is none
 	align    int           // of memory, for the ring
 	from     int64         // where writes by the ring may begin
+	mapped   MappedBackend // tells where in the file the disk's data is; nil where it is at the same offset
 	inRing   int           // requests
 	counter  uint64        // what the ring reads from the kick
 	watching bool          // the ring waits for the kick
@@ -58,11 +59,23 @@ func (d *Device) serveQueue(ctx context.Context, q *virtqueue.Queue) error {
 
 // openRing makes the ring, if the back end is a file and the host allows it.
 func (s *queue) openRing() {
-	b, ok := s.d.cfg.Backend.(DirectBackend)
-	if !ok || s.d.cfg.NoRing {
+	if s.d.cfg.NoRing {
 		return
 	}
-	fd, align := b.Direct()
+	var fd, align int
+	var mapped MappedBackend
+	switch b := s.d.cfg.Backend.(type) {
+	case DirectBackend:
+		fd, align = b.Direct()
+	case MappedBackend:
+		var ok bool
+		if fd, align, ok = b.MappedFile(); !ok {
+			return
+		}
+		mapped = b
+	default:
+		return
+	}
 	ring, err := iouring.New(uint32(2 * max(len(s.requests), 2)))
 	if err != nil {
 		return // the workers do it all
@@ -71,8 +84,8 @@ func (s *queue) openRing() {
 		_ = ring.Close()
 		return
 	}
-	s.ring, s.align = ring, align
-	if g, ok := b.(Guarded); ok {
+	s.ring, s.align, s.mapped = ring, align, mapped
+	if g, ok := s.d.cfg.Backend.(Guarded); ok {
 		s.from = g.DirectFrom()
 	}
 }
@@ -150,7 +163,7 @@ func (s *queue) take() error {
 
 // start hands a request to the ring or to a worker.
 func (s *queue) start(r *request) {
-	if s.ring != nil && (r.kind == typeIn || r.kind == typeOut && r.off >= s.from) && iovec.Aligned(r.iov, s.align) {
+	if s.ring != nil && (r.kind == typeIn || r.kind == typeOut && r.off >= s.from) && iovec.Aligned(r.iov, s.align) && s.place(r) {
 		s.d.counters.ring.Add(1)
 		s.submit(r)
 		return
@@ -158,10 +171,27 @@ func (s *queue) start(r *request) {
 	s.delegate(r)
 }
 
+// place finds where in the file the request's data is, if the ring can have it.
+func (s *queue) place(r *request) (ok bool) {
+	r.at = r.off
+	if s.mapped != nil {
+		r.at, ok = s.mapped.Map(r.off, r.size, r.kind == typeOut)
+		return ok
+	}
+	return true
+}
+
+// leave ends what place began.
+func (s *queue) leave() {
+	if s.mapped != nil {
+		s.mapped.Unmap()
+	}
+}
+
 // submit hands what is left of a request to the ring, whose submissions are enough for all slots and the kick.
 func (s *queue) submit(r *request) {
 	s.inRing++
-	off := r.off + int64(r.done)
+	off := r.at + int64(r.done)
 	if r.kind == typeIn {
 		s.ring.Readv(r.left, off, r.slot)
 	} else {
@@ -249,6 +279,7 @@ func (s *queue) landed(r *request, n int) {
 		r.done += n
 		r.left = iovec.Advance(r.left, n)
 		if len(r.left) == 0 {
+			s.leave()
 			r.result = statusOK
 			s.complete(r)
 			return
@@ -257,8 +288,10 @@ func (s *queue) landed(r *request, n int) {
 	case n < 0 && (errors.Is(errno, unix.EINTR) || errors.Is(errno, unix.EAGAIN)):
 		s.submit(r)
 	case n == 0: // the end of the file: the back end knows what is there
+		s.leave()
 		s.delegate(r)
 	default:
+		s.leave()
 		s.complete(r) // with IOERR
 	}
 }

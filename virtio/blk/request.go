@@ -49,6 +49,8 @@ type request struct {
 
 	kind     uint32
 	off      int64 // in bytes
+	size     int64 // of a read or a write, in bytes
+	at       int64 // off in the file that the ring reads and writes
 	iov      []unix.Iovec
 	left     []unix.Iovec // of iov: what the ring has still to do
 	done     int          // bytes that it has done
@@ -112,7 +114,7 @@ func (r *request) transfer(d *Device, sector uint64, data virtqueue.Buffers) boo
 	if n%SectorSize != 0 || !d.inside(sector, n/SectorSize) {
 		return false
 	}
-	r.off = int64(sector * SectorSize)
+	r.off, r.size = int64(sector*SectorSize), int64(n)
 	r.iov = data.AppendIovecs(r.iov[:0])
 	r.left, r.done = r.iov, 0
 	if n == 0 {
