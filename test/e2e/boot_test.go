@@ -231,6 +231,7 @@ var allowed = []struct {
 	{line: "cgroup: Unknown subsys name", reason: "u-root's init mounts cgroup v1 controllers, which Debian's kernels have not"},
 	{line: "u-root init", reason: "it speaks of file systems that the kernel has not"},
 	{line: "clocksource: Long readout interval", reason: "reading two clocks takes long", emulation: true},
+	{line: "sched: DL replenish lagged too much", reason: "a virtual processor waited long for the one of the lab", emulation: true},
 	{line: "hrtimer: interrupt took", reason: "handling an interrupt takes long", emulation: true},
 	{
 		line:      "Marking TSC unstable due to TSCs unsynchronized",
