@@ -64,11 +64,14 @@ const longVariable = "E2E_LONG"
 
 // times returns how often a proof does a thing: n in the long form, else less.
 func times(short, n int) int {
-	if os.Getenv(longVariable) != "" {
+	if long() {
 		return n
 	}
 	return short
 }
+
+// long tells whether the proofs take the time that they need.
+func long() bool { return os.Getenv(longVariable) != "" }
 
 // needDisk skips the test without the guests' disk, except where nothing may be missing.
 func (h *host) needDisk(t *testing.T) {
