@@ -60,6 +60,15 @@ func TestCloudImage(t *testing.T) {
 		t.Helper()
 		return h.output(t, fmt.Sprintf(ssh, dir, "yes")+"'"+script+"'")
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			var said strings.Builder
+			cmd := h.shell("dmesg | tail -n 20; free -m; df -h /var/tmp; ps -A | grep vmm")
+			cmd.Stdout = &said
+			_, err := h.Run(context.Background(), cmd)
+			t.Logf("the host: %s%v", &said, err)
+		}
+	})
 	powerOff := func(p *process) {
 		t.Helper()
 		h.output(t, fmt.Sprintf(ssh, dir, "yes")+"sudo systemctl poweroff || true") // which may be faster than SSH's goodbye
