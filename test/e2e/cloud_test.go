@@ -95,7 +95,8 @@ func TestCloudImage(t *testing.T) {
 	require.Regexp(t, `^ *2\.[89]G`, in("findmnt -no SIZE /"), "the file system has grown to the disk's new size")
 
 	if !long() {
-		// The rest takes ten more minutes on an emulated processor.
+		// The rest takes ten more minutes on an emulated processor, and fails there as yet: in the middle of the 200 MiB the
+		// SSH session ends ("closed by remote host") while the machine says nothing. What follows it has not run so far.
 		powerOff(p)
 		return
 	}
