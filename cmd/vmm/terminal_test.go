@@ -21,7 +21,7 @@ import (
 // With this variable the test binary is vmm, with a fake machine that says on its serial port what happens to it.
 const childVariable = "VMM_TEST_CHILD"
 
-// slowChild is the variable's value for a guest that says nothing for a while.
+// slowChild is the variable's value for a guest that says nothing before the first key.
 const slowChild = "slow"
 
 func childMain() {
@@ -31,7 +31,7 @@ func childMain() {
 	vm := &fakeVM{run: talkative, pressed: make(chan struct{}, 8)}
 	if os.Getenv(childVariable) == slowChild {
 		vm.run = func(ctx context.Context, vm *fakeVM) (machine.Exit, error) {
-			time.Sleep(700 * time.Millisecond) // longer than it takes until there is a line that says what goes on
+			_, _ = vm.cfg.Serial.Read(make([]byte, 1)) // until the user has seen what goes on
 			return talkative(ctx, vm)
 		}
 	}
@@ -135,7 +135,10 @@ func startChild(t *testing.T, kind string) *user {
 // TestProgressOnTerminal: a line says what goes on, and is gone before the guest's first word.
 func TestProgressOnTerminal(t *testing.T) {
 	u := startChild(t, slowChild)
-	line := u.sees("ready")
+	before, err := u.screen.ReadString(')')
+	require.NoError(t, err)
+	u.types("x")
+	line := before + u.sees("ready")
 	require.Regexp(t, "^(\r\x1b\\[Kvmm: booting /proc/self/exe \\([0-9]+ s\\))+\r\x1b\\[Kready\r\n$", line)
 	u.types("\x04")
 	require.Zero(t, u.ends().ExitCode())

@@ -123,7 +123,6 @@ func (n *Network) resolve(ep tcpip.Endpoint, wq *waiter.Queue) {
 				return
 			}
 			sockets[server] = there
-			context.AfterFunc(ctx, func() { _ = there.Close() })
 			work.Go(func() {
 				for {
 					err := readDatagram(there, func(p []byte) {

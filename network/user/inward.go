@@ -114,16 +114,14 @@ func (n *Network) serveTCP(l net.Listener, port uint16) {
 		there := c.(*net.TCPConn)
 		release, ok := n.begin(n.tcpSlots)
 		if !ok {
-			_ = there.SetLinger(0)
-			_ = there.Close()
+			reset(there)
 			continue
 		}
 		go func() {
 			defer release()
 			guest, err := n.dialGuest(port)
 			if err != nil {
-				_ = there.SetLinger(0)
-				_ = there.Close()
+				reset(there)
 				return
 			}
 			n.join(guest, there)

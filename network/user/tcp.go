@@ -97,6 +97,12 @@ type guestConn struct {
 // abort ends the connection with a reset.
 func (c *guestConn) abort() { c.ep.Abort() }
 
+// reset ends a connection of the host's with a reset.
+func reset(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
 // copyBuffers are for one direction of a connection each.
 var copyBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
@@ -105,8 +111,7 @@ func (n *Network) join(guest *guestConn, there *net.TCPConn) {
 	guest.ep.SocketOptions().SetKeepAlive(true)
 	abort := func() {
 		guest.abort()
-		_ = there.SetLinger(0) // a reset
-		_ = there.Close()
+		reset(there)
 	}
 	stop := context.AfterFunc(n.ctx, abort)
 	defer stop()

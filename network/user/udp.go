@@ -47,7 +47,7 @@ func (n *Network) datagram(r *udp.ForwarderRequest) bool {
 		if dns {
 			n.resolve(ep, wq)
 		} else if there, err := connectedSocket(to); err == nil {
-			n.exchange(ep, wq, there, udpIdle)
+			n.exchange(ep, wq, there)
 		}
 		ep.Close()
 	}()
@@ -59,11 +59,11 @@ func connectedSocket(to netip.AddrPort) (*net.UDPConn, error) {
 	return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
 }
 
-// exchange moves datagrams between the guest and a socket until neither has sent any for the time. It closes the socket.
-func (n *Network) exchange(ep tcpip.Endpoint, wq *waiter.Queue, there *net.UDPConn, idle time.Duration) {
+// exchange moves datagrams between the guest and a socket until neither has sent any for udpIdle. It closes the socket.
+func (n *Network) exchange(ep tcpip.Endpoint, wq *waiter.Queue, there *net.UDPConn) {
 	ctx, end := context.WithCancel(n.ctx)
 	defer end()
-	watch := time.AfterFunc(idle, end)
+	watch := time.AfterFunc(udpIdle, end)
 	defer watch.Stop()
 	stop := context.AfterFunc(ctx, func() { _ = there.Close() })
 	defer func() { stop(); _ = there.Close() }()
@@ -74,11 +74,11 @@ func (n *Network) exchange(ep tcpip.Endpoint, wq *waiter.Queue, there *net.UDPCo
 			if err := readDatagram(there, func(p []byte) { _, _ = ep.Write(bytes.NewReader(p), tcpip.WriteOptions{}) }); err != nil && !passing(err) {
 				return
 			}
-			watch.Reset(idle)
+			watch.Reset(udpIdle)
 		}
 	})
 	for readGuest(ctx, ep, wq, func(p []byte) { _, _ = there.Write(p) }) {
-		watch.Reset(idle)
+		watch.Reset(udpIdle)
 	}
 	end()
 	back.Wait()

@@ -115,10 +115,10 @@ func (g *guest) receive(wait int) []byte {
 		n, err := g.n.Receive(iov)
 		if err == nil {
 			if head[0]&needsChecksum != 0 && g.n.guestOffloads.Load() == 0 {
-				panic("an offload that the guest does not take")
+				g.t.Error("an offload that the guest does not take")
 			}
 			if n-headerSize > MTU+header.EthernetMinimumSize && head[1] == 0 {
-				panic(fmt.Sprintf("a frame of %d bytes, and not for segments", n))
+				g.t.Errorf("a frame of %d bytes, and not for segments", n)
 			}
 			return body[:n-headerSize]
 		}
@@ -753,7 +753,7 @@ func FuzzSend(f *testing.F) {
 	m, err := dhcpv4.NewDiscovery(net.HardwareAddr(guestMAC))
 	require.NoError(f, err)
 	f.Add(n.udpFrame(guestMAC, netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{255, 255, 255, 255}), dhcpClientPort, dhcpServerPort, m.ToBytes()))
-	f.Fuzz(func(_ *testing.T, frame []byte) {
+	f.Fuzz(func(t *testing.T, frame []byte) {
 		if len(frame) < header.EthernetMinimumSize {
 			return
 		}
@@ -762,7 +762,7 @@ func FuzzSend(f *testing.F) {
 		if binary.BigEndian.Uint16(frame[12:]) == uint16(header.IPv4ProtocolNumber) && len(frame) > 33 {
 			copy(frame[30:], []byte{10, 0, 2, 2})
 		}
-		g := &guest{n: n}
+		g := &guest{t: t, n: n}
 		g.send(frame)
 		for g.receive(0) != nil {
 		}
