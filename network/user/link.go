@@ -13,6 +13,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"vmm/internal/eventfd"
+	"vmm/internal/iovec"
 )
 
 // The header of virtio in front of each frame (Virtual I/O Device 1.2 §5.1.6).
@@ -174,11 +175,8 @@ func (s *scatter) put(b []byte) {
 
 // Send takes a frame of the guest's.
 func (l *link) Send(iov []unix.Iovec) error {
-	size := 0
-	for i := range iov {
-		size += int(iov[i].Len)
-	}
-	if size -= headerSize; size < header.EthernetMinimumSize || size > maxFrame {
+	size := int(iovec.Len(iov)) - headerSize
+	if size < header.EthernetMinimumSize || size > maxFrame {
 		return unix.EMSGSIZE
 	}
 	// Of the header nothing is needed: the stack takes long segments as they are, and memory keeps what was put there, so

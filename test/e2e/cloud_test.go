@@ -37,7 +37,7 @@ func cloudHost(t *testing.T) (h *host, image string) {
 func TestCloudImage(t *testing.T) {
 	t.Parallel()
 	if withQEMU() {
-		t.Skip("is about what vmm finds on a disk by itself: run without the variable that has QEMU in its place")
+		t.Skip("is about what vmm finds on a disk by itself: run without " + monitorVariable + "=qemu")
 	}
 	h, image := cloudHost(t)
 	dir := strings.TrimSpace(h.output(t, "mktemp -d -p /var/tmp"))

@@ -190,7 +190,7 @@ func ownHost(t *testing.T) *host {
 			return
 		}
 		h := machineHere(t)
-		h.disk, h.noDisk = lab.Rootfs(t.Context(), root)
+		h.disk, h.noDisk = shared.rootfs, first.noDisk
 		if err := h.startLab(); err != nil {
 			t.Errorf("second lab: %v", err)
 			return
