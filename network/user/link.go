@@ -271,7 +271,6 @@ func (e *endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) 
 	return n, nil
 }
 
-func (e *endpoint) MTU() uint32                             { return MTU }
 func (e *endpoint) SetMTU(uint32)                           {}
 func (e *endpoint) MaxHeaderLength() uint16                 { return header.EthernetMinimumSize }
 func (e *endpoint) LinkAddress() tcpip.LinkAddress          { return e.mac }
@@ -288,6 +287,14 @@ func (e *endpoint) Attach(d stack.NetworkDispatcher) {
 		return
 	}
 	e.dispatcher.Store(&d)
+}
+
+// MTU of what the stack sends.
+func (e *endpoint) MTU() uint32 {
+	if e.guestOffloads.Load()&offloads == offloads {
+		return MTU
+	}
+	return plainMTU
 }
 
 func (e *endpoint) Capabilities() stack.LinkEndpointCapabilities {

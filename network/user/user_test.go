@@ -51,6 +51,12 @@ type guest struct {
 // newGuest opens a network, and puts a guest with the address that it would get on it.
 func newGuest(t *testing.T, cfg Config, guestOffloads uint) *guest {
 	t.Helper()
+	return newGuestMTU(t, cfg, guestOffloads, plainMTU)
+}
+
+// newGuestMTU is newGuest with a card's MTU of the caller's.
+func newGuestMTU(t *testing.T, cfg Config, guestOffloads uint, mtu uint32) *guest {
+	t.Helper()
 	n, err := Open(cfg)
 	require.NoError(t, err)
 	require.NoError(t, n.SetOffloads(guestOffloads))
@@ -58,7 +64,7 @@ func newGuest(t *testing.T, cfg Config, guestOffloads uint) *guest {
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
 	})}
-	card := channel.New(4096, MTU+header.EthernetMinimumSize, guestMAC)
+	card := channel.New(4096, mtu+header.EthernetMinimumSize, guestMAC)
 	card.LinkEPCapabilities = stack.CapabilityRXChecksumOffload // what has been put off is not looked at
 	require.Nil(t, g.stack.CreateNIC(1, ethernet.New(card)))
 	require.Nil(t, g.stack.AddProtocolAddress(1, tcpip.ProtocolAddress{
@@ -117,7 +123,7 @@ func (g *guest) receive(wait int) []byte {
 			if head[0]&needsChecksum != 0 && g.n.guestOffloads.Load() == 0 {
 				g.t.Error("an offload that the guest does not take")
 			}
-			if n-headerSize > MTU+header.EthernetMinimumSize && head[1] == 0 {
+			if n-headerSize > int((*endpoint)(g.n.link).MTU())+header.EthernetMinimumSize && head[1] == 0 {
 				g.t.Errorf("a frame of %d bytes, and not for segments", n)
 			}
 			return body[:n-headerSize]
@@ -175,9 +181,12 @@ func serve(t *testing.T, data []byte) net.Addr {
 
 // TestTCP moves data both ways, with and without the offloads of the guest's card.
 func TestTCP(t *testing.T) {
-	for _, guestOffloads := range []uint{0, unix.TUN_F_CSUM, offloads} {
-		t.Run(fmt.Sprintf("offloads %#x", guestOffloads), func(t *testing.T) {
-			g := newGuest(t, Config{HostLoopback: true}, guestOffloads)
+	for _, card := range []struct {
+		offloads uint
+		mtu      uint32
+	}{{0, plainMTU}, {unix.TUN_F_CSUM, plainMTU}, {offloads, plainMTU}, {offloads, MTU}} {
+		t.Run(fmt.Sprintf("offloads %#x, MTU %d", card.offloads, card.mtu), func(t *testing.T) {
+			g := newGuestMTU(t, Config{HostLoopback: true}, card.offloads, card.mtu)
 			data := randomBytes(8 << 20)
 			at := g.router(serve(t, data))
 			r, err := g.client().Get("http://" + at.String())
@@ -497,7 +506,7 @@ func TestDHCP(t *testing.T) {
 	require.Equal(t, "box", ack.HostName())
 	require.Equal(t, []string{"a.example", "b.example"}, ack.DomainSearch().Labels)
 	require.Equal(t, leaseTime, ack.IPAddressLeaseTime(0))
-	require.Equal(t, []byte{5, 220}, ack.Options.Get(dhcpv4.OptionInterfaceMTU))
+	require.Equal(t, []byte{MTU >> 8, MTU & 0xff}, ack.Options.Get(dhcpv4.OptionInterfaceMTU))
 
 	wrong := lease(t, n, dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest), dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.IPv4(1, 2, 3, 4))))
 	require.Equal(t, dhcpv4.MessageTypeNak, wrong.MessageType())

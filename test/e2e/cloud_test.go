@@ -60,15 +60,16 @@ func TestCloudImage(t *testing.T) {
 		t.Helper()
 		return h.output(t, fmt.Sprintf(ssh, dir, "yes")+"'"+script+"'")
 	}
-	t.Cleanup(func() {
+	complain := func() {
 		if t.Failed() {
 			var said strings.Builder
-			cmd := h.shell("dmesg | tail -n 20; free -m; df -h /var/tmp; ps -A | grep vmm")
+			cmd := h.shell("dmesg | tail -n 20; free -m; df -h /var/tmp; " +
+				"for i in 1 2 3; do " + fmt.Sprintf(ssh, dir, "yes") + "sudo journalctl -b -q -n 100 2>&1 && break; sleep 5; done")
 			cmd.Stdout = &said
 			_, err := h.Run(context.Background(), cmd)
-			t.Logf("the host: %s%v", &said, err)
+			t.Logf("the host, and the guest's journal: %s%v", &said, err)
 		}
-	})
+	}
 	powerOff := func(p *process) {
 		t.Helper()
 		h.output(t, fmt.Sprintf(ssh, dir, "yes")+"sudo systemctl poweroff || true") // which may be faster than SSH's goodbye
@@ -78,12 +79,16 @@ func TestCloudImage(t *testing.T) {
 	boot := func() *process {
 		t.Helper()
 		p := h.start(t, command...)
+		t.Cleanup(complain) // while the guest is there to be asked
 		// In steps: the whole takes longer than a process may be silent to the test. The kernel talks into the prompt.
 		for _, text := range []string{"running 'init-local'", "running 'init'", "login: "} {
 			p.expect(text)
 		}
 		// A login prompt and an SSH server come at about the same time.
 		h.output(t, "until "+fmt.Sprintf(ssh, dir, "accept-new")+"true 2>"+dir+"/error; do grep -qi verification "+dir+"/error && exit 1; sleep 1; done")
+		// logind ends what the user has left ten seconds after the last session, and takes a session with it that begins in that
+		// moment, which on an emulated processor is long.
+		in("sudo loginctl enable-linger $USER")
 		require.Equal(t, "running\n", in("systemctl is-system-running --wait || systemctl --failed"))
 		return p
 	}
