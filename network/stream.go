@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/iovec"
 )
 
 // MaxFrame is the longest frame of a [Stream] in bytes.
@@ -95,7 +97,9 @@ func (s *Stream) Receive(iov []unix.Iovec) (int, error) {
 			if have >= prefix+n {
 				frame := s.in[s.from+prefix:][:n]
 				s.from += prefix + n
-				return scatter(iov, frame), nil
+				to := iovec.NewScatter(iov)
+				to.Put(frame)
+				return to.Len(), nil
 			}
 		}
 		if err := s.fill(); err != nil {
@@ -127,22 +131,11 @@ func (s *Stream) fill() error {
 	}
 }
 
-func scatter(iov []unix.Iovec, p []byte) int {
-	n := 0
-	for i := range iov {
-		n += copy(unsafe.Slice(iov[i].Base, iov[i].Len), p[n:])
-	}
-	return n
-}
-
 // Send sends one frame. EAGAIN says that it is not through yet: wait until FD is writable, and call Send again with the same
 // frame, which it goes on with. Another frame instead is lost.
 func (s *Stream) Send(iov []unix.Iovec) error {
 	if s.sent == len(s.out) {
-		n := 0
-		for i := range iov {
-			n += int(iov[i].Len)
-		}
+		n := iovec.Len(iov)
 		if n > MaxFrame {
 			return unix.EMSGSIZE
 		}

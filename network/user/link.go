@@ -142,35 +142,17 @@ func (l *link) copyOut(iov []unix.Iovec, p *stack.PacketBuffer) (n int, ok bool)
 			le.PutUint16(h[4:], gso.MSS)
 		}
 	}
-	to := scatter{iov: iov}
-	to.put(h[:])
+	to := iovec.NewScatter(iov)
+	to.Put(h[:])
 	views, offset := p.AsViewList()
 	for v := views.Front(); v != nil; v = v.Next() {
 		b := v.AsSlice()
 		if skip := min(offset, len(b)); skip > 0 {
 			b, offset = b[skip:], offset-skip
 		}
-		to.put(b)
+		to.Put(b)
 	}
-	return to.n, true
-}
-
-// scatter copies bytes to pieces of memory, one after the other. What does not fit is lost.
-type scatter struct {
-	iov []unix.Iovec
-	at  uint64 // in the first
-	n   int    // bytes that were put
-}
-
-func (s *scatter) put(b []byte) {
-	for len(b) > 0 && len(s.iov) > 0 {
-		if s.iov[0].Len == s.at {
-			s.iov, s.at = s.iov[1:], 0
-			continue
-		}
-		n := copy(unsafe.Slice(s.iov[0].Base, s.iov[0].Len)[s.at:], b)
-		s.at, s.n, b = s.at+uint64(n), s.n+n, b[n:]
-	}
+	return to.Len(), true
 }
 
 // Send takes a frame of the guest's.
