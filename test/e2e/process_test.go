@@ -74,11 +74,17 @@ func (h *host) startOn(t *testing.T, tty *lab.Size, resize <-chan lab.Size, args
 	}()
 	t.Cleanup(func() {
 		p.limit.Stop()
+		end := "was running"
+		select {
+		case <-p.ended:
+			end = fmt.Sprintf("had ended: status %d, %v", p.status, p.err)
+		default:
+		}
 		cancel(nil)
 		_ = typist.Close()
 		<-p.ended
 		if t.Failed() {
-			t.Logf("%s\nprinted last:\n%s\nand on standard error:\n%s", strings.Join(args, " "), p.out.tail(), p.errors.tail())
+			t.Logf("%s\n%s, printed last:\n%s\nand on standard error:\n%s", strings.Join(args, " "), end, p.out.tail(), p.errors.tail())
 		}
 	})
 	end, ok := p.await(errors, 0, "\n")
@@ -128,6 +134,9 @@ func (p *process) login() {
 	p.expect(prompt)
 	p.sh("echo 1 >/proc/sys/kernel/printk")
 }
+
+// alive gives the process its time anew, where the conversation goes on elsewhere.
+func (p *process) alive() { p.limit.Reset(timeLimit) }
 
 // await waits until text is in what the transcript has from offset on, and returns where it ends there. It is false if
 // the process ends or its time is up.

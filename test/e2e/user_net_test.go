@@ -8,6 +8,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// outside6 is for IPv6 what outside is for IPv4.
+const outside6 = "2001:db8::1"
+
 // TestNetUser has a guest talk to the world by the network that needs no privileges: to an address of the host's that is none
 // of its loopback's own.
 func TestNetUser(t *testing.T) {
@@ -18,8 +21,8 @@ func TestNetUser(t *testing.T) {
 	h := ownHost(t)
 	n := h.network(t)
 	h.need(t, "iperf3")
-	n.output(t, "ip address add "+outside+"/32 dev lo; sysctl -qw net.ipv4.ping_group_range='0 0'")
-	g := guest{args: []string{"-net", "user", "-p", "127.0.0.1:9001:9000"}, under: n.under()}.start(t, h)
+	n.output(t, "ip address add "+outside+"/32 dev lo; ip address add "+outside6+"/128 dev lo; sysctl -qw net.ipv4.ping_group_range='0 0'")
+	g := guest{args: []string{"-net", "user,ipv6=on", "-p", "127.0.0.1:9001:9000"}, under: n.under()}.start(t, h)
 	g.run("ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2")
 	n.background(t, "serving", "traffic serve tcp:"+outside+":9000")
 
@@ -36,6 +39,15 @@ func TestNetUser(t *testing.T) {
 		g.run("ip link set eth0 mtu 1500; " + bytes) // segments for the guest to cut
 		g.run("ip link set eth0 mtu 65520")
 		g.run(fmt.Sprintf("traffic connect -down %d tcp:%s:9000", times(10<<20, 1<<30), outside))
+	})
+	t.Run("IPv6", func(t *testing.T) {
+		g.during(t)
+		// The router advertises a prefix; the guest makes itself an address of it.
+		g.run("until ip -6 addr show dev eth0 scope global | grep -q fd00:766d:6d00; do sleep 0.2; done; until ! ip -6 addr show dev eth0 tentative | grep -q inet6; do sleep 0.2; done")
+		g.run("ping -6 -q -c 3 -i 0.2 fd00:766d:6d00::2 >/dev/null")
+		n.background(t, "serving", "traffic serve tcp:["+outside6+"]:9000")
+		g.run("ping -6 -q -c 3 -i 0.2 " + outside6 + " >/dev/null")
+		g.run("traffic connect -up 1000000 -down 1000000 tcp:[" + outside6 + "]:9000")
 	})
 	t.Run("connections", func(t *testing.T) {
 		g.during(t)
