@@ -81,6 +81,7 @@ func TestCloudImage(t *testing.T) {
 	}
 	boot()
 	require.Contains(t, in("cloud-init status --wait"), "status: done")
+	require.Empty(t, in("sudo grep -h WARNING /var/log/cloud-init.log || true"))
 	require.Equal(t, "box\nme\nroot\n", in("hostname; whoami; sudo whoami"))
 	require.Equal(t, "10.0.2.15", strings.Fields(in("hostname -I"))[0])
 	require.Equal(t, "nameserver 10.0.2.3\n", in("resolvectl dns >/dev/null; sed s/,.*// /run/systemd/resolve/resolv.conf | grep ^nameserver"))
@@ -97,7 +98,7 @@ func TestCloudImage(t *testing.T) {
 
 	in("mkdir site; echo hello from the guest >site/index.html; sudo systemd-run -q --unit=web python3 -m http.server -d $PWD/site 80; until wget -qO- http://127.0.0.1/ >/dev/null; do sleep 0.5; done")
 	p.alive()
-	load := h.output(t, "wrk -t 1 -c 8 -d 10s http://127.0.0.1:8080/")
+	load := h.output(t, "wrk -t 1 -c 8 -d 10s --timeout 60s http://127.0.0.1:8080/")
 	require.NotContains(t, load, "Socket errors", load)
 	require.NotContains(t, load, "Non-2xx", load)
 	requests := regexp.MustCompile(`(?m)^\s*(\d+) requests in`).FindStringSubmatch(load)
