@@ -93,9 +93,10 @@ func echoSocket(to netip.Addr) (net.Conn, error) {
 func (e *echoes) receive(key echoKey, f *echoFlow, mac tcpip.LinkAddress) {
 	stop := context.AfterFunc(e.n.ctx, func() { _ = f.socket.Close() })
 	defer stop()
-	buf := make([]byte, 2048) // longer requests have come in fragments, and have not been taken
+	buf := copyBuffers.Get().(*[64 << 10]byte) // for more than a request can be that came in one piece
+	defer copyBuffers.Put(buf)
 	for {
-		got, err := f.socket.Read(buf)
+		got, err := f.socket.Read(buf[:])
 		if err != nil && passing(err) {
 			continue
 		}

@@ -103,7 +103,7 @@ func reset(c *net.TCPConn) {
 	_ = c.Close()
 }
 
-// copyBuffers are for one direction of a connection each.
+// copyBuffers are for one direction of a connection each, or for the answers to one pinging program.
 var copyBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 // join moves bytes between two connections until both are at their end, or one breaks, or the network is closed.

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -660,22 +661,24 @@ func TestPing(t *testing.T) {
 	} else {
 		_ = s.Close()
 	}
-	frame := echoRequest(n, "192.0.2.1", 4711, 3, "to the outside")
-	n.echoes.send(echoKey{n.addrs.guest, netip.MustParseAddr("127.0.0.1"), 4711}, guestMAC, frame[34:])
-	reply = g.receive(5000)
-	require.NotNil(t, reply)
-	require.True(t, isEchoReply(reply))
-	ip := header.IPv4(reply[header.EthernetMinimumSize:])
-	require.True(t, ip.IsValid(len(ip)) && ip.IsChecksumValid())
-	require.Equal(t, "127.0.0.1", fromAddress(ip.SourceAddress()).String())
-	require.Equal(t, n.addrs.guest, fromAddress(ip.DestinationAddress()))
-	m := header.ICMPv4(ip.Payload())
-	require.EqualValues(t, 4711, m.Ident())
-	require.EqualValues(t, 3, m.Sequence())
-	sum := m.Checksum()
-	m.SetChecksum(0)
-	require.Equal(t, sum, header.ICMPv4Checksum(m, 0))
-	require.Equal(t, "to the outside", string(m.Payload()))
+	for _, data := range []string{"to the outside", strings.Repeat("longer than an Ethernet frame", 2000)} {
+		frame := echoRequest(n, "192.0.2.1", 4711, 3, data)
+		n.echoes.send(echoKey{n.addrs.guest, netip.MustParseAddr("127.0.0.1"), 4711}, guestMAC, frame[34:])
+		reply = g.receive(5000)
+		require.NotNil(t, reply)
+		require.True(t, isEchoReply(reply))
+		ip := header.IPv4(reply[header.EthernetMinimumSize:])
+		require.True(t, ip.IsValid(len(ip)) && ip.IsChecksumValid())
+		require.Equal(t, "127.0.0.1", fromAddress(ip.SourceAddress()).String())
+		require.Equal(t, n.addrs.guest, fromAddress(ip.DestinationAddress()))
+		m := header.ICMPv4(ip.Payload())
+		require.EqualValues(t, 4711, m.Ident())
+		require.EqualValues(t, 3, m.Sequence())
+		sum := m.Checksum()
+		m.SetChecksum(0)
+		require.Equal(t, sum, header.ICMPv4Checksum(m, 0))
+		require.Equal(t, data, string(m.Payload()))
+	}
 }
 
 func TestParseForward(t *testing.T) {

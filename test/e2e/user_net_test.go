@@ -30,7 +30,7 @@ func TestNetUser(t *testing.T) {
 		g.during(t)
 		g.run("ping -q -c 3 -i 0.2 10.0.2.2 >/dev/null")
 		g.run("ping -q -c 3 -i 0.2 " + outside + " >/dev/null")
-		g.run("ping -q -c 3 -i 0.2 -s 20000 " + outside + " >/dev/null")
+		require.Equal(t, "3\n", g.run("ping -c 3 -i 0.2 -s 20000 "+outside+" | grep -c '^20008 bytes.*ms$'"))
 	})
 	t.Run("bytes", func(t *testing.T) {
 		g.during(t)
