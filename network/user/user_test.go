@@ -635,6 +635,7 @@ func TestPing(t *testing.T) {
 	n, err := Open(Config{})
 	require.NoError(t, err)
 	defer n.Close()
+	require.NoError(t, n.SetOffloads(offloads))
 	// The router has to know the guest's address before it answers.
 	g := &guest{t: t, n: n}
 	reply := n.ask(t, echoRequest(n, "10.0.2.2", 7, 1, "to the router"), func(p []byte) bool {
