@@ -76,7 +76,8 @@ func TestCloudImage(t *testing.T) {
 			p.expect(text)
 		}
 		// A login prompt and an SSH server come at about the same time.
-		h.output(t, "until "+fmt.Sprintf(ssh, dir, "accept-new")+"true 2>"+dir+"/error; do grep -qi verification "+dir+"/error && exit 1; sleep 1; done")
+		h.output(t, "until "+fmt.Sprintf(ssh, dir, "accept-new")+"true 2>"+dir+"/error; do\n"+
+			"if grep -qi verification "+dir+"/error || ! kill -0 "+p.pid+"; then cat "+dir+"/error >&2; exit 1; fi; sleep 1; done")
 		require.Equal(t, "running\n", in("systemctl is-system-running --wait || systemctl --failed"))
 	}
 	boot()
