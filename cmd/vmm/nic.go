@@ -122,7 +122,11 @@ func (l *nicList) Type() string { return "network" }
 // open opens the back end and makes the device for it. The caller closes the back end.
 func (n *nic) open(o *bootOptions, set *deviceSet) (*virtionet.Device, io.Closer, error) {
 	cfg := virtionet.Config{MAC: n.mac, MTU: n.mtu, Vhost: virtionet.VhostMode(n.vhost)}
-	if cfg.MAC == nil {
+	switch {
+	case cfg.MAC != nil:
+	case n.kind == nicUser:
+		cfg.MAC = userMAC
+	default:
 		cfg.MAC = randomMAC()
 	}
 	var backend io.Closer
@@ -202,6 +206,10 @@ func (l *publishList) String() string {
 
 // Type is the value's name in pflag's terms.
 func (l *publishList) Type() string { return "port" }
+
+// userMAC is the address of the card on the user network, where no other can have it too. It is the same at each start, as
+// guests know their cards by it: what cloud-init configures at the first boot is for that card alone.
+var userMAC = net.HardwareAddr{0x52, 0x54, 0, 'v', 'm', 0} // locally administered
 
 // randomMAC is a locally administered unicast address.
 func randomMAC() net.HardwareAddr {

@@ -130,7 +130,7 @@ Flags, with one dash or two:
                    a network card on a network that needs no root: DHCP, DNS and the way
                    out by this process's own sockets. It is the default with a -disk;
                    -net none is no card. The settings:
-                   mac=ADDRESS  the guest's address (default: a random one)
+                   mac=ADDRESS  the guest's address (default: the same at each start)
                    subnet=NET   IPv4 network (default 10.0.2.0/24): .2 is the router, .3
                                 the name server, .15 the guest
                    ipv6=MODE    on, off or auto (default): if the host has a way out by it
