@@ -19,6 +19,7 @@ func TestUserMAC(t *testing.T) {
 		dev.ReadConfig(0, mac)
 		return mac.String()
 	}
-	require.Equal(t, address("user"), address("user"))
+	first := address("user")
+	require.Equal(t, first, address("user"))
 	require.Equal(t, "02:00:00:00:00:07", address("user,mac=02:00:00:00:00:07"))
 }
