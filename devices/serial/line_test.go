@@ -121,7 +121,9 @@ func TestPasteLeavesTheGuestHalfItsTime(t *testing.T) {
 		took := time.Since(start)
 		require.NoError(t, stop())
 		require.Greater(t, busy, 5*restTime)
-		require.InDelta(t, 2*busy, took, float64(restTime))
+		// Not to the last interrupt: which of the goroutines runs first in an instant is not said, the guest may be at its last
+		// bytes when a rest begins, and the end comes before the last one.
+		require.InDelta(t, 2*busy, took, float64(busy)/4)
 	})
 }
 
