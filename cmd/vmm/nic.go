@@ -165,7 +165,7 @@ func (n *nic) open(o *bootOptions, set *deviceSet) (*virtionet.Device, io.Closer
 // openUser opens a network without privileges, with the ports of -p.
 func (n *nic) openUser(o *bootOptions, set *deviceSet) (*usernet.Network, error) {
 	cfg := usernet.Config{
-		Subnet: n.subnet, Forwards: o.publish.forwards, HostLoopback: o.hostLoopback, Hostname: string(cmp.Or(o.seed.hostname, o.name)),
+		Subnet: n.subnet, Forwards: o.publish.forwards, HostLoopback: o.hostLoopback, Hostname: o.seed.guestName(o.name),
 		IPv6: ipv6Modes[n.ipv6] == "on" || ipv6Modes[n.ipv6] == "auto" && usernet.HostHasIPv6(),
 	}
 	u, err := usernet.Open(cfg)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -26,12 +27,14 @@ func (o *seedOptions) wanted() bool {
 	return o.user != "" || o.keys.keys != nil || o.hostname != "" || o.file != ""
 }
 
+// guestName is what the guest is to call itself in a machine of that name.
+func (o *seedOptions) guestName(machine machineName) string {
+	return string(cmp.Or(o.hostname, machine))
+}
+
 // open makes the seed's disk. name is the machine's.
 func (o *seedOptions) open(name machineName) (*blk.Device, error) {
-	c := cloudinit.Config{User: string(o.user), SSHKeys: o.keys.keys, Hostname: string(o.hostname)}
-	if c.Hostname == "" {
-		c.Hostname = string(name)
-	}
+	c := cloudinit.Config{User: string(o.user), SSHKeys: o.keys.keys, Hostname: o.guestName(name)}
 	if o.file != "" {
 		var err error
 		if c.UserData, err = readUserData(o.file); err != nil {

@@ -82,6 +82,9 @@ func (l *link) SetOffloads(flags uint) error {
 	return nil
 }
 
+// takesSegments tells whether the guest takes all of the offloads, and so frames that are longer than Ethernet's.
+func (l *link) takesSegments() bool { return l.guestOffloads.Load()&offloads == offloads }
+
 // SetQueues has nothing to set: there is one.
 func (l *link) SetQueues(int) error { return nil }
 
@@ -126,7 +129,7 @@ func (l *link) next() *stack.PacketBuffer {
 func (l *link) copyOut(iov []unix.Iovec, p *stack.PacketBuffer) (n int, ok bool) {
 	var h [headerSize]byte
 	if gso := p.GSOOptions; gso.Type == stack.GSOTCPv4 || gso.Type == stack.GSOTCPv6 {
-		if l.guestOffloads.Load()&offloads != offloads {
+		if !l.takesSegments() {
 			return 0, false // it took them once, and was started again without
 		}
 		le := binary.LittleEndian
@@ -273,7 +276,7 @@ func (e *endpoint) Attach(d stack.NetworkDispatcher) {
 
 // MTU of what the stack sends.
 func (e *endpoint) MTU() uint32 {
-	if e.guestOffloads.Load()&offloads == offloads {
+	if e.link().takesSegments() {
 		return MTU
 	}
 	return plainMTU
@@ -285,7 +288,7 @@ func (e *endpoint) Capabilities() stack.LinkEndpointCapabilities {
 
 // SupportedGSO tells who cuts long segments: the guest, or rather nobody; or the stack.
 func (e *endpoint) SupportedGSO() stack.SupportedGSO {
-	if e.guestOffloads.Load()&offloads == offloads {
+	if e.link().takesSegments() {
 		return stack.HostGSOSupported
 	}
 	return stack.GVisorGSOSupported

@@ -60,12 +60,7 @@ func TestNetUser(t *testing.T) {
 	})
 	t.Run("throughput", func(t *testing.T) {
 		g.during(t)
-		n.background(t, "Server listening", "iperf3 -s --forceflush")
-		for _, way := range []string{"", " -R"} {
-			mbits := iperf(t, g.run("iperf3 -J -t 3 -c "+outside+way+" >/tmp/iperf; grep -A 7 '\"sum_received\"' /tmp/iperf"))
-			t.Logf("iperf3%s: %.0f Mbit/s", way, mbits)
-			require.Greater(t, mbits, 1.0)
-		}
+		n.throughput(t, g, outside)
 	})
 	checkLog(t, g)
 	require.Zero(t, g.end("poweroff"))

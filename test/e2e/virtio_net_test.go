@@ -100,13 +100,7 @@ func TestNet(t *testing.T) {
 			})
 			t.Run("throughput", func(t *testing.T) {
 				g.during(t)
-				n.background(t, "Server listening", "iperf3 -s --forceflush")
-				for _, way := range []string{"", " -R"} {
-					// The report is too long for the console.
-					mbits := iperf(t, g.run("iperf3 -J -t 3 -c "+hostIP+way+" >/tmp/iperf; grep -A 7 '\"sum_received\"' /tmp/iperf"))
-					t.Logf("iperf3%s: %.0f Mbit/s", way, mbits)
-					require.Greater(t, mbits, 1.0)
-				}
+				n.throughput(t, g, hostIP)
 			})
 			t.Run("driver anew", func(t *testing.T) {
 				g.during(t)
@@ -121,6 +115,18 @@ func TestNet(t *testing.T) {
 			require.Zero(t, g.end("poweroff"))
 			require.Contains(t, n.output(t, "ip link show tap0"), "NO-CARRIER", "nobody has the TAP any more")
 		})
+	}
+}
+
+// throughput moves bytes between the guest and a server at an address of the network's, for three seconds each way.
+func (n *network) throughput(t *testing.T, g *process, server string) {
+	t.Helper()
+	n.background(t, "Server listening", "iperf3 -s --forceflush")
+	for _, way := range []string{"", " -R"} {
+		// The report is too long for the console.
+		mbits := iperf(t, g.run("iperf3 -J -t 3 -c "+server+way+" >/tmp/iperf; grep -A 7 '\"sum_received\"' /tmp/iperf"))
+		t.Logf("iperf3%s: %.0f Mbit/s", way, mbits)
+		require.Greater(t, mbits, 1.0)
 	}
 }
 
