@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/timeslice"
 	"vmm/kvm"
 )
 
@@ -23,7 +24,9 @@ type vcpu struct {
 func (v *vcpu) loop() {
 	runtime.LockOSThread()
 	v.tid.Store(int32(unix.Gettid()))
+	var slice timeslice.Slice
 	for !v.board.stopping.Load() {
+		slice.Renew()
 		switch err := v.Run(); {
 		case err == nil:
 			v.exits.count(v.ExitReason())

@@ -305,5 +305,6 @@ func (s *queue) wait() error {
 	if !s.watching {
 		s.watching = s.ring.ReadEvent(s.q.Config().Kick.FD(), &s.counter, kicked)
 	}
+	s.q.BeforeWait()
 	return s.ring.Enter(1)
 }

@@ -78,6 +78,7 @@ const forever = -1
 func waitFor(q *virtqueue.Queue, fd int, events int16, milliseconds int) bool {
 	kick := q.Config().Kick
 	fds := [2]unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(kick.FD()), Events: unix.POLLIN}}
+	q.BeforeWait()
 	n, err := unix.Poll(fds[:], milliseconds)
 	if err == nil && fds[1].Revents&unix.POLLIN != 0 {
 		_ = kick.Wait()

@@ -40,6 +40,7 @@ import (
 	"unsafe"
 
 	"vmm/internal/eventfd"
+	"vmm/internal/timeslice"
 	"vmm/memory"
 )
 
@@ -113,6 +114,7 @@ type Queue struct {
 	usedFlags  uint16
 	eventShown uint16 // avail_event as the driver sees it
 
+	slice     timeslice.Slice // of the queue's thread
 	malformed atomic.Uint64
 }
 
@@ -301,7 +303,13 @@ func (q *Queue) DisableKicks() {
 }
 
 // Wait blocks its thread until the driver kicks or somebody calls [Queue.Wake].
-func (q *Queue) Wait() error { return q.cfg.Kick.Wait() }
+func (q *Queue) Wait() error {
+	q.BeforeWait()
+	return q.cfg.Kick.Wait()
+}
+
+// BeforeWait is called before a system call that waits for something else along with the kick.
+func (q *Queue) BeforeWait() { q.slice.Renew() }
 
 // Wake makes one Wait return, at once or the next one. Any goroutine may call it.
 func (q *Queue) Wake() { q.cfg.Kick.Signal() }
