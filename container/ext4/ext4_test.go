@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -124,7 +125,6 @@ func TestWrite(t *testing.T) {
 		}
 	}
 	require.Contains(t, debugfs(t, path, "ea_get -x acl system.posix_acl_access"), "02 00 00 00 01 00 07 00 00 00 00 00 02 00 06 00 e8 03 00 00 04 00 05 00 00 00 00 00 10 00 07 00 00 00 00 00 20 00 05 00 00 00 00 00")
-
 }
 
 // TestWriteTwice gets the same bytes from the same tree.
@@ -150,7 +150,7 @@ func (zeros) ReadAt(p []byte, _ int64) (int, error) {
 // TestWriteSizes makes file systems from the least to large ones, and a file that needs a tree of extents.
 func TestWriteSizes(t *testing.T) {
 	for _, size := range []int64{40 << 20, 128<<20 - 4096, 128 << 20, 128<<20 + 4096, 1<<30 + 5*4096 + 17, 100 << 30} {
-		t.Run(fmt.Sprint(size), func(t *testing.T) {
+		t.Run(strconv.FormatInt(size, 10), func(t *testing.T) {
 			image(t, dir(map[string]*ext4.Node{"x": file([]byte("x"))}), size)
 		})
 	}
@@ -165,7 +165,7 @@ func TestWriteSizes(t *testing.T) {
 	t.Run("inodes", func(t *testing.T) {
 		many := map[string]*ext4.Node{}
 		for i := range 20_000 { // more than one for each 16 KiB
-			many[fmt.Sprint(i)] = &ext4.Node{Mode: 0o010644}
+			many[strconv.Itoa(i)] = &ext4.Node{Mode: 0o010644}
 		}
 		image(t, dir(many), 64<<20)
 	})

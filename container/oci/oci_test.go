@@ -100,7 +100,7 @@ func rootfs(t testing.TB, s *Store, img *Image) *reader.FS {
 	tooltest.Run(t, "e2fsprogs", "e2fsck", "-fn", path)
 	f, err := os.Open(path)
 	require.NoError(t, err)
-	t.Cleanup(func() { f.Close() })
+	t.Cleanup(func() { _ = f.Close() })
 	fs, err := reader.Open(f)
 	require.NoError(t, err)
 	return fs
@@ -290,7 +290,7 @@ func TestSparse(t *testing.T) {
 			require.NoError(t, err)
 			want := make([]byte, 3<<20)
 			copy(want[1<<20:], "in the middle")
-			require.True(t, string(want) == content(t, rootfs(t, s, img), "sparse"))
+			require.True(t, bytes.Equal(want, []byte(content(t, rootfs(t, s, img), "sparse"))))
 		})
 	}
 }
@@ -395,7 +395,7 @@ func TestPullCut(t *testing.T) {
 	s := store(t)
 	got, err := s.Pull(t.Context(), host+"/app", nil)
 	require.NoError(t, err)
-	require.True(t, string(random) == content(t, rootfs(t, s, got), "a"))
+	require.True(t, bytes.Equal(random, []byte(content(t, rootfs(t, s, got), "a"))))
 	require.EqualValues(t, 3, cuts.Load())
 	require.EqualValues(t, 3, ranges.Load())
 }

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmm/test/lab/debian"
+	"vmm/kernel"
 )
 
 func main() {
@@ -31,7 +31,7 @@ func fetch(series []string, printPath bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 	for _, s := range series {
-		k, err := debian.Cloud(ctx, s)
+		k, err := kernel.Cloud(ctx, s)
 		if err != nil {
 			return err
 		}

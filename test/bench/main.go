@@ -25,10 +25,10 @@ import (
 
 	"vmm/block/image"
 	"vmm/bootdisk"
+	"vmm/internal/cpio"
+	"vmm/kernel"
 	"vmm/test/bench/measure"
 	"vmm/test/lab"
-	"vmm/test/lab/cpio"
-	"vmm/test/lab/debian"
 )
 
 func main() {
@@ -140,7 +140,7 @@ func (b *bench) plan() *measure.Plan {
 func (b *bench) measureHere(ctx context.Context, whole bool) (*measure.Report, error) {
 	p := b.plan()
 	for i, series := range lab.Series() {
-		kernel, err := debian.Cloud(ctx, series)
+		kernel, err := kernel.Cloud(ctx, series)
 		if err != nil {
 			return nil, err
 		}
@@ -205,7 +205,7 @@ func (b *bench) measureInLab(ctx context.Context) (*measure.Report, error) {
 // has QEMU. The guests have their tools, fio and iperf3, on the same disk.
 func (b *bench) measureDevices(ctx context.Context, here bool) (*measure.Report, error) {
 	series := lab.Series()[0]
-	kernel, err := debian.Cloud(ctx, series)
+	kernel, err := kernel.Cloud(ctx, series)
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"vmm/test/lab/debian"
+	"vmm/kernel"
 )
 
 // TestBoot boots each kernel in each form, in sizes that cover what there are, and compares what the guest sees with what
@@ -34,7 +34,7 @@ func TestBoot(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s-%s,cpus=%d,mem=%s", c.image, c.series, c.cpus, c.mem), func(t *testing.T) {
 			h := ownHost(t)
-			kernel, err := debian.Cloud(t.Context(), c.series)
+			kernel, err := kernel.Cloud(t.Context(), c.series)
 			require.NoError(t, err)
 			g := h.boot(t, c.image+"-"+c.series, "-cpus", strconv.Itoa(c.cpus), "-mem", c.mem, "-append", "quiet")
 			a := interrogate(t, g)

@@ -10,8 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"vmm/test/lab/cpio"
-	"vmm/test/lab/debian"
+	"vmm/internal/cpio"
+	"vmm/kernel"
 )
 
 // TestReset has the guest reset itself in each way that a PC knows. By default that is vmm's end.
@@ -85,7 +85,7 @@ func TestPowerButton(t *testing.T) {
 // buttonArchive makes a cpio archive with the program that waits for the power button, and the modules that it needs.
 func buttonArchive(t *testing.T, series string) string {
 	t.Helper()
-	kernel, err := debian.Cloud(t.Context(), series)
+	kernel, err := kernel.Cloud(t.Context(), series)
 	require.NoError(t, err)
 	modules, err := kernel.Load("button", "evdev")
 	require.NoError(t, err)

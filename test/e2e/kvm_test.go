@@ -8,8 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"vmm/kernel"
 	"vmm/machine/probe"
-	"vmm/test/lab/debian"
 )
 
 // TestPayloads runs the tests of tiny guests, which `make test-unit` runs on this machine's KVM, on the one that runs
@@ -71,7 +71,7 @@ func TestEmulatingKVM(t *testing.T) {
 func TestMemtest(t *testing.T) {
 	t.Parallel()
 	h := ownHost(t)
-	dir, err := debian.Package(t.Context(), "memtest86+")
+	dir, err := kernel.Package(t.Context(), "memtest86+")
 	require.NoError(t, err)
 	for _, bits := range []string{"x64", "ia32"} {
 		t.Run(bits, func(t *testing.T) {

@@ -13,8 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"vmm/test/lab/cpio"
-	"vmm/test/lab/debian"
+	"vmm/internal/cpio"
+	"vmm/kernel"
 )
 
 // guestScript is a test guest's first process.
@@ -37,8 +37,8 @@ func guestModules() []string {
 // memory; it is meant for the disk of [Rootfs].
 //
 // The file lies in the user's cache and has its contents' hash in its name.
-func Guest(ctx context.Context, series string) (string, *debian.Kernel, error) {
-	kernel, err := debian.Cloud(ctx, series)
+func Guest(ctx context.Context, series string) (string, *kernel.Kernel, error) {
+	kernel, err := kernel.Cloud(ctx, series)
 	if err != nil {
 		return "", nil, err
 	}
@@ -49,7 +49,7 @@ func Guest(ctx context.Context, series string) (string, *debian.Kernel, error) {
 	return path, kernel, nil
 }
 
-func buildGuest(ctx context.Context, series string, kernel *debian.Kernel) (string, error) {
+func buildGuest(ctx context.Context, series string, kernel *kernel.Kernel) (string, error) {
 	busybox, err := findBusybox(ctx)
 	if err != nil {
 		return "", err
@@ -120,7 +120,7 @@ func made(ctx context.Context, root, script string) (string, error) {
 // cache stores the contents in the user's cache under a name that has their hash in it, and returns the path. Older files
 // of this name are removed, though not while somebody may be about to open them.
 func cache(name, suffix string, contents []byte) (string, error) {
-	dir, err := debian.CacheDir()
+	dir, err := kernel.CacheDir()
 	if err != nil {
 		return "", err
 	}

@@ -13,8 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 
-	"vmm/test/lab/cpio"
-	"vmm/test/lab/debian"
+	"vmm/internal/cpio"
+	"vmm/kernel"
 )
 
 // initScript is L1's first process.
@@ -30,7 +30,7 @@ func modules() []string {
 }
 
 // buildInitrd writes L1's initramfs into a temporary file, which is the caller's to remove.
-func buildInitrd(ctx context.Context, cfg *Config, kernel *debian.Kernel) (_ string, err error) {
+func buildInitrd(ctx context.Context, cfg *Config, kernel *kernel.Kernel) (_ string, err error) {
 	busybox, err := findBusybox(ctx)
 	if err != nil {
 		return "", err
@@ -90,7 +90,7 @@ func findBusybox(ctx context.Context) (string, error) {
 	if path, err := exec.LookPath("busybox"); err == nil && static(path) {
 		return path, nil
 	}
-	dir, err := debian.Package(ctx, "busybox-static")
+	dir, err := kernel.Package(ctx, "busybox-static")
 	if err != nil {
 		return "", fmt.Errorf("busybox for the lab: %w", err)
 	}

@@ -27,7 +27,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vmm/test/lab/debian"
+	"vmm/kernel"
 	"vmm/test/lab/wire"
 )
 
@@ -42,7 +42,7 @@ const GuestDisk = "/dev/guest"
 
 // Config says what the lab is. The zero value is a lab with nothing but busybox.
 type Config struct {
-	Kernel string // the series of L1's kernel; [debian.Default] if empty
+	Kernel string // the series of L1's kernel; [kernel.Default] if empty
 	Memory uint64 // in bytes; DefaultMemory if 0. Only what L1 touches is taken from the host
 	QEMU   string // the program; DefaultQEMU if empty
 
@@ -87,7 +87,7 @@ type session struct {
 // Start boots a lab and waits until it takes commands. When ctx ends, the lab does.
 func Start(ctx context.Context, cfg Config) (_ *Lab, err error) {
 	if cfg.Kernel == "" {
-		cfg.Kernel = debian.Default
+		cfg.Kernel = kernel.Default
 	}
 	if cfg.Memory == 0 {
 		cfg.Memory = DefaultMemory
@@ -95,7 +95,7 @@ func Start(ctx context.Context, cfg Config) (_ *Lab, err error) {
 	if cfg.QEMU == "" {
 		cfg.QEMU = DefaultQEMU
 	}
-	kernel, err := debian.Cloud(ctx, cfg.Kernel)
+	kernel, err := kernel.Cloud(ctx, cfg.Kernel)
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"vmm/test/lab/cpio"
+	"vmm/internal/cpio"
 )
 
 func TestBytes(t *testing.T) {

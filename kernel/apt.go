@@ -1,9 +1,9 @@
-// Package debian takes what the tests need out of Debian's packages, as any user and without installing them: guest
-// kernels with their modules, and single programs. What it has taken once it keeps in the user's cache
-// ($XDG_CACHE_HOME/vmm), and needs no network for again.
+// Package kernel finds kernels for guests, with their modules: Debian's cloud kernels, out of Debian's packages, as any user
+// and without installing them. What it has taken once it keeps in the user's cache ($XDG_CACHE_HOME/vmm), and needs no network
+// for again. Tests take single programs the same way.
 //
 // The packages come from wherever the machine's apt gets its own; apt checks their signatures.
-package debian
+package kernel
 
 import (
 	"bytes"
