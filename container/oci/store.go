@@ -83,7 +83,11 @@ func Open(dir string) (*Store, error) {
 // "index" is for index.json. "blobs" is shared by those who write blobs that the index does not name yet, and exclusive for who
 // takes such away; it comes first.
 func (s *Store) lock(what string, how int) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(s.dir, "."+what+".lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	return lockFile(filepath.Join(s.dir, "."+what+".lock"), how)
+}
+
+func lockFile(path string, how int) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -328,12 +332,11 @@ func (s *Store) Rootfs(ctx context.Context, img *Image) (string, error) {
 		return "", err
 	}
 	defer release()
-	unlock, err := s.lock("rootfs-"+img.ID.Hex, unix.LOCK_EX)
+	unlock, err := lockFile(filepath.Join(s.dir, "rootfs", "."+img.ID.Hex+".lock"), unix.LOCK_EX) // goes with the image
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	defer os.Remove(filepath.Join(s.dir, ".rootfs-"+img.ID.Hex+".lock")) // who waits for it finds the file system
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		return path, err
 	}
