@@ -17,8 +17,12 @@ export CGO_ENABLED = 0
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-build: ## build bin/vmm
+build: container/initrd/bin/init ## build bin/vmm
 	@go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/vmm ./cmd/vmm
+
+# Into bin/vmm: the first process of containers' machines.
+container/initrd/bin/init: go.mod $(shell find guest/init container/wire -name '*.go')
+	@go build -trimpath -ldflags '-s -w' -o $@ ./guest/init
 
 initramfs: out/u-root.cpio ## build the guest's initramfs, out/u-root.cpio
 
@@ -73,4 +77,4 @@ setup: ## install the Debian packages that the tests need (as root)
 	@scripts/setup qemu-system-x86 qemu-utils busybox-static acpica-tools e2fsprogs dosfstools mtools fdisk libarchive-tools
 
 clean: ## remove what was built here; the cache stays
-	@rm -rf bin out
+	@rm -rf bin out container/initrd/bin/init

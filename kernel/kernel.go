@@ -15,12 +15,12 @@ import (
 // depends on.
 const Default = "default"
 
-// Kernel is one of Debian's cloud kernels in the cache.
+// Kernel is a kernel that guests can run.
 type Kernel struct {
-	Release string // as uname -r says it
+	Release string // as uname -r says it, if that is known
 	Image   string // the bzImage
-	ELF     string // the vmlinux that was in it
-	Modules string // the folder lib/modules/RELEASE
+	ELF     string // the vmlinux that was in it, or is all there is; may be empty
+	Modules string // the folder lib/modules/RELEASE; empty for none
 	Fetched bool   // whether it had to be fetched now
 }
 
@@ -56,13 +56,19 @@ func Cloud(ctx context.Context, series string) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
+	k := inCache(dir, string(release))
+	k.Fetched = fetched
+	return k, nil
+}
+
+// inCache is the kernel in a folder of the cache.
+func inCache(dir, release string) *Kernel {
 	return &Kernel{
-		Release: strings.TrimSpace(string(release)),
+		Release: strings.TrimSpace(release),
 		Image:   filepath.Join(dir, "vmlinuz"),
 		ELF:     filepath.Join(dir, "vmlinux"),
 		Modules: filepath.Join(dir, "modules"),
-		Fetched: fetched,
-	}, nil
+	}
 }
 
 // defaultSeries returns the series of the kernel that linux-image-cloud-amd64 depends on.

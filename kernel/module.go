@@ -22,6 +22,9 @@ type Module struct {
 // Load returns the named modules of the kernel and all that they depend on, each after those that it needs. A name
 // that the kernel has no module for is left out: what is a module in one series is built into the next.
 func (k *Kernel) Load(names ...string) ([]Module, error) {
+	if k.Modules == "" {
+		return nil, nil
+	}
 	files := map[string]string{} // by module name
 	err := filepath.WalkDir(k.Modules, func(path string, _ fs.DirEntry, err error) error {
 		if name, isModule := moduleName(path); isModule {

@@ -45,6 +45,12 @@ func (p *process) run(args []string) int {
 			command, args = p.probe, args[1:]
 		case "image":
 			command, args = p.image, args[1:]
+		case monitorWord:
+			command, args = p.monitor, args[1:]
+		default:
+			if w := findWord(args[0]); w != nil {
+				return p.runWord(w, args[1:])
+			}
 		}
 	}
 	status, err := command(args)
@@ -59,4 +65,14 @@ func (p *process) run(args []string) int {
 		fmt.Fprint(p.stderr, crash.Detail())
 	}
 	return statusFailed
+}
+
+// runWord runs a word about containers or images, whose statuses are Docker's.
+func (p *process) runWord(w *word, args []string) int {
+	status, err := w.command(p, args)
+	if err == nil {
+		return status
+	}
+	fmt.Fprintf(p.stderr, "vmm: %v\n", err)
+	return wordStatus(err)
 }

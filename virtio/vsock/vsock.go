@@ -110,15 +110,22 @@ func (d *Device) Connect(ctx context.Context, conn Conn, port uint32, opened fun
 	return err
 }
 
-// Dial connects to a port of the guest.
-func (d *Device) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+// Pair returns the two ends of a connection inside this process: one for the device, for example as what [Config.Dial] returns,
+// and one for the program.
+func Pair() (a, b Conn, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("socket pair: %w", err)
+		return nil, nil, fmt.Errorf("socket pair: %w", err)
 	}
-	ours, err1 := connOf(fds[0])
-	theirs, err2 := connOf(fds[1])
-	if err := errors.Join(err1, err2); err != nil {
+	a, err1 := connOf(fds[0])
+	b, err2 := connOf(fds[1])
+	return a, b, errors.Join(err1, err2)
+}
+
+// Dial connects to a port of the guest.
+func (d *Device) Dial(ctx context.Context, port uint32) (Conn, error) {
+	ours, theirs, err := Pair()
+	if err != nil {
 		return nil, err
 	}
 	if err := d.Connect(ctx, ours, port, nil); err != nil {
