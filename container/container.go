@@ -339,7 +339,8 @@ func (c *Container) alive() bool {
 	}
 	defer f.Close()
 	l := monitorLock
-	return unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &l) == nil && l.Type != unix.F_UNLCK
+	// Who waits for the end of a container has a lock to read for a moment.
+	return unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &l) == nil && l.Type == unix.F_WRLCK
 }
 
 // take makes this process the container's monitor, until release.
@@ -348,21 +349,21 @@ func (c *Container) take() (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := monitorLock
-	for range 100 { // who waits for the end of a container has a lock of its own for a moment
-		if err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l); err == nil {
+	for {
+		l := monitorLock
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l)
+		if err == nil {
 			return func() { _ = f.Close() }, nil
 		}
-		if !errors.Is(err, unix.EAGAIN) {
-			break
+		if errors.Is(err, unix.EAGAIN) && !c.alive() { // somebody has waited, and is about to let go
+			continue
 		}
-		time.Sleep(5 * time.Millisecond)
+		_ = f.Close()
+		if errors.Is(err, unix.EAGAIN) {
+			return nil, fmt.Errorf("container %s runs already", c.Spec.Name)
+		}
+		return nil, err
 	}
-	_ = f.Close()
-	if errors.Is(err, unix.EAGAIN) {
-		return nil, fmt.Errorf("container %s runs already", c.Spec.Name)
-	}
-	return nil, err
 }
 
 // Wait waits until the container does not run, and reads what became of it.

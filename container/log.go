@@ -61,8 +61,7 @@ func (c *Container) Logs(ctx context.Context, stdout, stderr io.Writer, follow b
 	if errors.Is(err, os.ErrNotExist) && !follow {
 		return nil
 	}
-	for errors.Is(err, os.ErrNotExist) && c.alive() && ctx.Err() == nil {
-		time.Sleep(logPause)
+	for errors.Is(err, os.ErrNotExist) && c.alive() && pause(ctx) {
 		f, err = os.Open(c.path("log"))
 	}
 	if err != nil {
@@ -79,10 +78,8 @@ func (c *Container) Logs(ctx context.Context, stdout, stderr io.Writer, follow b
 			if !alive {
 				return nil
 			}
-			select {
-			case <-ctx.Done():
+			if !pause(ctx) {
 				return nil
-			case <-time.After(logPause):
 			}
 			continue
 		}
@@ -103,5 +100,12 @@ func (c *Container) Logs(ctx context.Context, stdout, stderr io.Writer, follow b
 	}
 }
 
-// logPause is between two looks at a log that grows.
-const logPause = 50 * time.Millisecond
+// pause is between two looks at a log that grows. It is false when ctx has ended.
+func pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(50 * time.Millisecond):
+		return true
+	}
+}

@@ -52,9 +52,6 @@ var mac = net.HardwareAddr{0x52, 0x54, 0, 'v', 'm', 1}
 
 // PrepareDisk makes the disk that the container writes to: over its image's root file system.
 func PrepareDisk(dir string, spec *Spec) (err error) {
-	if spec.ReadOnly {
-		return nil
-	}
 	st, err := os.Stat(spec.Rootfs)
 	if err != nil {
 		return err
@@ -129,16 +126,12 @@ func (m *monitor) open(boot Boot) (err error) {
 	if m.log, err = openLog(m.c.path("log")); err != nil {
 		return err
 	}
-	path, options := m.c.path("disk.qcow2"), image.Options{Format: image.Qcow2, Cache: block.Writeback}
-	if spec.ReadOnly {
-		path, options = spec.Rootfs, image.Options{Format: image.Raw, ReadOnly: true}
-	}
-	disk, err := image.Open(path, options)
+	disk, err := image.Open(m.c.path("disk.qcow2"), image.Options{Format: image.Qcow2, Cache: block.Writeback})
 	if err != nil {
 		return err
 	}
 	m.behind = append(m.behind, disk)
-	blkDev, err := blk.New(blk.Config{Backend: disk.Disk, ReadOnly: spec.ReadOnly, Discard: true})
+	blkDev, err := blk.New(blk.Config{Backend: disk.Disk, Discard: true})
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,11 @@ type dialer func(ctx context.Context) (vsock.Conn, error)
 func runProcess(ctx context.Context, dial dialer, p wire.Process, s Streams) (status int, err error) {
 	p.Version, p.ID, p.Size = wire.Version, rand.Uint64(), s.Size
 	p.Stdin = s.Stdin != nil
+	defer func() {
+		if err != nil && ctx.Err() != nil { // which closed the connections
+			err = ctx.Err()
+		}
+	}()
 	conn, err := dial(ctx)
 	if err != nil {
 		return 0, err
@@ -70,9 +75,6 @@ func runProcess(ctx context.Context, dial dialer, p wire.Process, s Streams) (st
 	for {
 		kind, payload, err := c.Receive()
 		if err != nil {
-			if ctx.Err() != nil {
-				return 0, ctx.Err()
-			}
 			return 0, fmt.Errorf("the machine is gone: %w", err)
 		}
 		switch kind {

@@ -30,7 +30,7 @@ func Open(path string) (*Kernel, error) {
 	var head [1024]byte
 	if _, err := f.ReadAt(head[:], 0); err != nil || string(head[headerMagic:headerMagic+4]) != "HdrS" {
 		k.Image, k.ELF = "", path // of whatever kind: machine says what is wrong with it
-		return k, nil             //nolint:nilerr // a shorter file is no kernel, and machine says so
+		return k, nil
 	}
 	var version [128]byte
 	n, _ := f.ReadAt(version[:], int64(binary.LittleEndian.Uint16(head[versionOffset:]))+0x200)

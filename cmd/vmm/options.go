@@ -83,6 +83,9 @@ const virtioCmdline = "console=hvc0 panic=-1"
 
 const help = `Usage: vmm -disk IMAGE [flags]      boot the system on a disk in a virtual machine
        vmm -kernel FILE [flags]     boot a Linux kernel
+       vmm run [flags] IMAGE [CMD]  run a container image in a machine of its own
+       vmm WORD ...                 start, exec, ps, logs, stop, kill, wait, rm; pull, load,
+                                    images, rmi; kernel: as in Docker (vmm WORD --help)
        vmm image COMMAND            make, convert, check and resize disk images
        vmm probe [-json]            tell what this host's KVM offers and lacks
 
@@ -174,6 +177,7 @@ Flags, with one dash or two:
   -help            print this text
 
 Examples:
+  vmm run --rm -it -p 8080:80 nginx
   vmm -disk debian.qcow2
   vmm -disk ubuntu.img -user me -ssh-key ~/.ssh/id_ed25519.pub -p 127.0.0.1:2222:22
   vmm -disk ubuntu.img,snapshot -mem 2G -cpus 2 -p 8080:80

@@ -70,7 +70,7 @@ func Make(dir string, k *kernel.Kernel) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer os.Remove(f.Name()) // in vain, once it has its name
+	defer func() { _ = os.Remove(f.Name()) }() // in vain, once it has its name
 	_, err = f.Write(archive.Bytes())
 	if err := errors.Join(err, f.Close()); err != nil {
 		return "", err

@@ -169,7 +169,7 @@ func (c *Conn) Receive() (Type, []byte, error) {
 	}
 	payload := c.buf[:n]
 	if _, err := io.ReadFull(c.rw, payload); err != nil {
-		if err == io.EOF { //nolint:errorlint // as ReadFull says it
+		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
 		return 0, nil, err

@@ -2,7 +2,6 @@ package wire_test
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"testing"
 
@@ -28,7 +27,7 @@ func TestFrames(t *testing.T) {
 	require.Equal(t, "hello", string(payload))
 	require.NoError(t, c.Expect(wire.TypeDone, nil))
 	var f *wire.Failed
-	require.True(t, errors.As(c.Expect(wire.TypeDone, nil), &f))
+	require.ErrorAs(t, c.Expect(wire.TypeDone, nil), &f)
 	require.Equal(t, &wire.Failed{Message: "no", Status: 127}, f)
 	_, _, err = c.Receive()
 	require.ErrorIs(t, err, io.EOF)

@@ -60,11 +60,7 @@ func mountRoot(s *wire.Setup) error {
 			return fmt.Errorf("no disk %s: has the kernel virtio_pci and virtio_blk?", rootDisk)
 		}
 	}
-	flags, data := uintptr(0), "discard"
-	if s.ReadOnly {
-		flags, data = unix.MS_RDONLY, "noload" // nobody has written to it, and nobody can
-	}
-	if err := mount(rootDisk, newRoot, "ext4", flags, data); err != nil {
+	if err := mount(rootDisk, newRoot, "ext4", 0, "discard"); err != nil {
 		return err
 	}
 	const quiet = unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV
@@ -91,14 +87,14 @@ func mountRoot(s *wire.Setup) error {
 		if err != nil {
 			return err
 		}
-		if err := os.MkdirAll(dir, 0o755); err != nil && !errors.Is(err, unix.EROFS) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 		err = mount(p.fstype, dir, p.fstype, p.flags, p.data)
-		switch {
-		case errors.Is(err, unix.ENODEV) && (p.fstype == "mqueue" || p.fstype == "cgroup2"): // the kernel has none
-		case errors.Is(err, unix.ENOENT) && s.ReadOnly: // nor has the image the folder
-		case err != nil:
+		if optional := p.fstype == "mqueue" || p.fstype == "cgroup2"; optional && errors.Is(err, unix.ENODEV) {
+			continue // the kernel has none
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -118,14 +114,16 @@ func mountRoot(s *wire.Setup) error {
 	for _, dir := range []string{"/modules", "/init"} { // memory that the guest can have
 		_ = os.RemoveAll(dir)
 	}
-	if err := unix.Chdir(newRoot); err != nil {
-		return err
-	}
 	return nil
 }
 
 // enterRoot makes the mounted disk the root of this process and all that it starts.
-func enterRoot() error {
+func enterRoot(readOnly bool) error {
+	if readOnly {
+		if err := unix.Mount("", newRoot, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			return fmt.Errorf("root read-only: %w", err)
+		}
+	}
 	if err := unix.Chdir(newRoot); err != nil {
 		return err
 	}
@@ -191,16 +189,16 @@ func writeNames(s *wire.Setup) error {
 	if address, _, ok := strings.Cut(s.Address, "/"); ok {
 		hosts += address + "\t" + s.Hostname + "\n"
 	}
-	resolv := ""
+	var resolv strings.Builder
 	for _, server := range s.DNS {
-		resolv += "nameserver " + server + "\n"
+		resolv.WriteString("nameserver " + server + "\n")
 	}
-	for path, content := range map[string]string{"/etc/hostname": s.Hostname + "\n", "/etc/hosts": hosts, "/etc/resolv.conf": resolv} {
+	for path, content := range map[string]string{"/etc/hostname": s.Hostname + "\n", "/etc/hosts": hosts, "/etc/resolv.conf": resolv.String()} {
 		if err := overlay(path, content); err != nil {
 			return err
 		}
 	}
-	return enterRoot()
+	return enterRoot(s.ReadOnly)
 }
 
 // overlay has the file of the image's read as content, whether its file system can be written to or not.
@@ -215,11 +213,11 @@ func overlay(path, content string) error {
 	}
 	if _, err := os.Stat(over); err != nil {
 		if err := os.MkdirAll(filepath.Dir(over), 0o755); err != nil {
-			return nil //nolint:nilerr // the image has no such folder and cannot be given one
+			return err
 		}
 		f, err := os.OpenFile(over, os.O_CREATE|os.O_WRONLY, 0o644)
 		if err != nil {
-			return nil //nolint:nilerr // nor the file
+			return err
 		}
 		_ = f.Close()
 	}

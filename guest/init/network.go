@@ -95,8 +95,8 @@ type rtentry struct {
 }
 
 func defaultRoute(fd int, gateway netip.Addr) error {
-	any := unix.RawSockaddrInet4{Family: unix.AF_INET}
-	r := rtentry{dst: any, genmask: any, gateway: unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: gateway.As4()}, flags: unix.RTF_UP | unix.RTF_GATEWAY}
+	anywhere := unix.RawSockaddrInet4{Family: unix.AF_INET}
+	r := rtentry{dst: anywhere, genmask: anywhere, gateway: unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: gateway.As4()}, flags: unix.RTF_UP | unix.RTF_GATEWAY}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&r))); errno != 0 {
 		return fmt.Errorf("default route by %v: %w", gateway, errno)
 	}

@@ -106,7 +106,7 @@ func (s *supervisor) serve(conn *os.File) {
 			if p.Version != wire.Version {
 				err = fmt.Errorf("the host speaks version %d, this guest %d", p.Version, wire.Version)
 			} else {
-				err = s.process(conn, c, &p)
+				err = s.process(c, &p)
 			}
 		}
 	case wire.TypeSignal:
@@ -156,7 +156,7 @@ func (s *supervisor) input(id uint64) chan *os.File {
 }
 
 // process starts a process and serves it to its end. An error is for the host.
-func (s *supervisor) process(conn *os.File, c *wire.Conn, p *wire.Process) error {
+func (s *supervisor) process(c *wire.Conn, p *wire.Process) error {
 	var stdin *os.File
 	if p.Stdin {
 		ctx, cancel := context.WithTimeout(context.Background(), stdinTimeout)

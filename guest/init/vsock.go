@@ -62,7 +62,7 @@ func (l *listener) accept() (*os.File, error) {
 	var accepted error
 	err = raw.Read(func(on uintptr) bool {
 		fd, _, accepted = unix.Accept4(int(on), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-		return accepted != unix.EAGAIN //nolint:errorlint // an errno, from the call itself
+		return accepted != unix.EAGAIN
 	})
 	if err == nil {
 		err = accepted

@@ -16,7 +16,7 @@ func TestDisk(t *testing.T) {
 			t.Skipf("no %s here: apt-get install --no-install-recommends qemu-system-x86 e2fsprogs", tool)
 		}
 	}
-	busybox, err := findBusybox(t.Context())
+	busybox, err := Busybox(t.Context())
 	require.NoError(t, err)
 	program, err := os.ReadFile(busybox)
 	require.NoError(t, err)

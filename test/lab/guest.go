@@ -50,7 +50,7 @@ func Guest(ctx context.Context, series string) (string, *kernel.Kernel, error) {
 }
 
 func buildGuest(ctx context.Context, series string, kernel *kernel.Kernel) (string, error) {
-	busybox, err := findBusybox(ctx)
+	busybox, err := Busybox(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -93,6 +93,15 @@ func Traffic(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return cache("traffic", "", program)
+}
+
+// Registry returns the path of the program of package vmm/test/lab/registry, as Traffic does.
+func Registry(ctx context.Context) (string, error) {
+	program, err := buildProgram(ctx, "vmm/test/lab/registry")
+	if err != nil {
+		return "", err
+	}
+	return cache("registry", "", program)
 }
 
 // Rootfs returns the path of the disk that scripts/lab-rootfs makes, out of the project's folder root. It takes two minutes

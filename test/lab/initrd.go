@@ -31,7 +31,7 @@ func modules() []string {
 
 // buildInitrd writes L1's initramfs into a temporary file, which is the caller's to remove.
 func buildInitrd(ctx context.Context, cfg *Config, kernel *kernel.Kernel) (_ string, err error) {
-	busybox, err := findBusybox(ctx)
+	busybox, err := Busybox(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -85,8 +85,8 @@ func buildInitrd(ctx context.Context, cfg *Config, kernel *kernel.Kernel) (_ str
 	return f.Name(), errors.Join(w.Close(), buffered.Flush())
 }
 
-// findBusybox returns a busybox that needs no libraries: the machine's, or the one in Debian's package.
-func findBusybox(ctx context.Context) (string, error) {
+// Busybox returns a busybox that needs no libraries: the machine's, or the one in Debian's package.
+func Busybox(ctx context.Context) (string, error) {
 	if path, err := exec.LookPath("busybox"); err == nil && static(path) {
 		return path, nil
 	}
