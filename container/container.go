@@ -71,6 +71,17 @@ type State struct {
 	Status   int       `json:"status"`          // of the main process, once it has finished
 	Error    string    `json:"error,omitempty"` // why it did not run, or not to its end
 	Monitor  int       `json:"monitor,omitempty"`
+	Timeline Timeline  `json:"timeline,omitzero"`
+}
+
+// Timeline is how long after the start of its monitor's work a container had come to each point of its life.
+type Timeline struct {
+	Built   time.Duration `json:"built"`   // its machine is made, and starts
+	Up      time.Duration `json:"up"`      // the guest's kernel has started its init, which has said so
+	Ready   time.Duration `json:"ready"`   // the system is as its processes want it
+	Running time.Duration `json:"running"` // the main process runs
+	Exited  time.Duration `json:"exited"`  // it has ended
+	Ended   time.Duration `json:"ended"`   // the machine has powered off
 }
 
 // StatusLost is the status of a container whose monitor ended without a word: somebody killed it, or the host went down.

@@ -66,6 +66,7 @@ func PrepareDisk(dir string, spec *Spec) (err error) {
 // Run runs the container's machine in this process, from its start to its end, and returns the status of its main process.
 // started is called when that runs. With a context that ends, the machine is stopped as by a power failure.
 func (c *Container) Run(ctx context.Context, boot Boot, streams Streams, started func()) (status int, err error) {
+	begin := time.Now()
 	release, err := c.take()
 	if err != nil {
 		return 0, err
@@ -86,7 +87,7 @@ func (c *Container) Run(ctx context.Context, boot Boot, streams Streams, started
 		}
 	}()
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), c.Spec.CPUs+threads))
-	m := &monitor{c: c, ready: make(chan error, 1)}
+	m := &monitor{c: c, begin: begin, ready: make(chan error, 1)}
 	defer func() { err = errors.Join(err, m.close()) }()
 	if err := m.open(boot); err != nil {
 		return 0, err
@@ -97,6 +98,8 @@ func (c *Container) Run(ctx context.Context, boot Boot, streams Streams, started
 // monitor is a container's machine and what is behind its devices.
 type monitor struct {
 	c       *Container
+	begin   time.Time
+	up      time.Duration // set before ready has a value
 	machine *machine.Machine
 	vsock   *vsock.Device
 	behind  []io.Closer
@@ -219,6 +222,7 @@ func (m *monitor) greet(conn io.ReadWriter) error {
 	if hello.Version != wire.Version {
 		return fmt.Errorf("the guest speaks version %d, this vmm %d", hello.Version, wire.Version)
 	}
+	m.up = time.Since(m.begin)
 	setup := wire.Setup{
 		Hostname: m.c.Spec.Hostname, ReadOnly: m.c.Spec.ReadOnly, Tmpfs: m.c.Spec.Tmpfs,
 		Address: "10.0.2.15/24", Gateway: "10.0.2.2", DNS: []string{"10.0.2.3"},
@@ -233,6 +237,9 @@ func (m *monitor) greet(conn io.ReadWriter) error {
 func (m *monitor) run(ctx context.Context, streams Streams, started func()) (status int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	line := &m.c.State.Timeline
+	line.Built = time.Since(m.begin)
+	defer func() { line.Ended = time.Since(m.begin) }()
 	running, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() {
@@ -265,17 +272,16 @@ func (m *monitor) run(ctx context.Context, streams Streams, started func()) (sta
 	if err != nil {
 		return 0, m.explain("the guest did not come up", errors.Join(err, finish(0)))
 	}
+	line.Up, line.Ready = m.up, time.Since(m.begin)
 	spec := &m.c.Spec
 	streams.Stdout, streams.Stderr = m.logged("stdout", streams.Stdout), m.logged("stderr", streams.Stderr)
-	dial := func(ctx context.Context) (vsock.Conn, error) {
-		conn, err := m.vsock.Dial(ctx, wire.Port)
-		if err == nil && started != nil {
-			started()
-			started = nil
-		}
-		return conn, err
+	dial := func(ctx context.Context) (vsock.Conn, error) { return m.vsock.Dial(ctx, wire.Port) }
+	streams.Started = func() {
+		line.Running = time.Since(m.begin)
+		started()
 	}
 	status, err = runProcess(ctx, dial, wire.Process{Main: true, Args: spec.Args, Env: spec.Env, Dir: spec.Dir, User: spec.User, TTY: spec.TTY}, streams)
+	line.Exited = time.Since(m.begin)
 	patience := endTimeout
 	if err != nil {
 		patience = 0

@@ -24,6 +24,7 @@ type Streams struct {
 	Size           wire.Resize // of the terminal, if it has one
 	Signals        <-chan int
 	Resizes        <-chan wire.Resize
+	Started        func() // called when the process runs; nil for none
 }
 
 // dialer connects to the container's init.
@@ -66,6 +67,9 @@ func runProcess(ctx context.Context, dial dialer, p wire.Process, s Streams) (st
 	}
 	if err := c.Expect(wire.TypeStarted, nil); err != nil {
 		return 0, err
+	}
+	if s.Started != nil {
+		s.Started()
 	}
 	var telling sync.WaitGroup
 	done := make(chan struct{})

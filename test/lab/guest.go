@@ -116,6 +116,11 @@ func CloudImage(ctx context.Context, root string) (string, error) {
 }
 
 // made runs a script that makes a file, and returns what it prints: the path.
+// ContainerRootfs returns the path of the layer that scripts/container-rootfs makes, under the same conditions as Rootfs.
+func ContainerRootfs(ctx context.Context, root string) (string, error) {
+	return made(ctx, root, "scripts/container-rootfs")
+}
+
 func made(ctx context.Context, root, script string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(root, script))
 	cmd.Stderr = os.Stderr
