@@ -51,17 +51,16 @@ func (e *NotFoundError) Error() string {
 	return "no kernel here for guests (" + strings.Join(e.Unfit, "; ") + ")"
 }
 
-// Find finds the newest kernel that has the modules, or what they are about built in: among those that were fetched, else in
-// /boot.
-func Find(modules ...string) (*Kernel, error) {
+// Find finds the newest kernel that lacks nothing of what is needed: among those that were fetched or built, else in /boot.
+func Find(lacks func(*Kernel) []string) (*Kernel, error) {
 	fetched, err := Fetched()
 	if err != nil {
 		return nil, err
 	}
 	var unfit []string
 	for _, k := range append(fetched, installed("/boot")...) {
-		if lacks := k.Lacks(modules...); len(lacks) > 0 {
-			unfit = append(unfit, fmt.Sprintf("%s lacks %s", cmp.Or(k.Image, k.ELF), strings.Join(lacks, ", ")))
+		if l := lacks(k); len(l) > 0 {
+			unfit = append(unfit, fmt.Sprintf("%s lacks %s", cmp.Or(k.Image, k.ELF), strings.Join(l, ", ")))
 			continue
 		}
 		return k, nil
@@ -69,7 +68,7 @@ func Find(modules ...string) (*Kernel, error) {
 	return nil, &NotFoundError{unfit}
 }
 
-// Fetched returns the kernels in the cache, the newest first.
+// Fetched returns the kernels in the cache: those that were built for guests, and then those of packages, the newest first.
 func Fetched() ([]*Kernel, error) {
 	cache, err := CacheDir()
 	if err != nil {
@@ -104,8 +103,17 @@ func installed(boot string) []*Kernel {
 	return list
 }
 
+// ownSuffix ends the releases of kernels that scripts/build-kernel builds (CONFIG_LOCALVERSION in guest/kernel.config).
+const ownSuffix = "-vmm"
+
 func newestFirst(list []*Kernel) {
-	slices.SortFunc(list, func(a, b *Kernel) int { return compareReleases(b.Release, a.Release) })
+	own := func(k *Kernel) int {
+		if strings.HasSuffix(k.Release, ownSuffix) {
+			return 0
+		}
+		return 1
+	}
+	slices.SortFunc(list, func(a, b *Kernel) int { return cmp.Or(own(a)-own(b), compareReleases(b.Release, a.Release)) })
 }
 
 // Lacks tells which of the modules the kernel has neither as modules nor built in. Of one without a folder of modules that is

@@ -374,7 +374,12 @@ func startWord() *word {
 				if err != nil {
 					return 0, err
 				}
-				return p.foreground(c)
+				boot, err := openBoot(c.Spec.Kernel)
+				if err != nil {
+					return 0, err
+				}
+				defer boot.close()
+				return p.foreground(c, boot)
 			}
 			return statusOK, p.each(w.operands, func(name string) error {
 				c, err := findContainer(name)

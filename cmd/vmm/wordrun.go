@@ -105,9 +105,11 @@ func (p *process) runContainer(o *runOptions, operands []string) (int, error) {
 	if spec.Rootfs, err = images.Rootfs(ctx, img); err != nil {
 		return 0, err
 	}
-	if _, err := openBoot(o.kernel); err != nil { // before there is anything to take back
+	boot, err := openBoot(spec.Kernel) // before there is anything to take back
+	if err != nil {
 		return 0, err
 	}
+	defer boot.close()
 	containers, err := openContainers()
 	if err != nil {
 		return 0, err
@@ -127,7 +129,7 @@ func (p *process) runContainer(o *runOptions, operands []string) (int, error) {
 		return statusOK, err
 	}
 	stop()
-	return p.foreground(c)
+	return p.foreground(c, boot)
 }
 
 func ignoreMissing(err error) error {
@@ -297,22 +299,24 @@ func (o *opened) close() {
 
 // openBoot opens the kernel, of that path or the one that is found, and its initial RAM disk.
 func openBoot(path string) (_ *opened, err error) {
+	cache, err := kernel.CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(cache, "initrd")
+	lacks := func(k *kernel.Kernel) []string { return initrd.Lacks(dir, k) }
 	var k *kernel.Kernel
 	if path != "" {
 		if k, err = kernel.Open(path); err != nil {
 			return nil, wordMistake{fmt.Errorf("--kernel %s: %w", path, bare(err))}
 		}
-		if lacks := k.Lacks(initrd.Modules...); len(lacks) > 0 {
-			return nil, fmt.Errorf("--kernel %s: lacks %s", path, strings.Join(lacks, ", "))
+		if l := lacks(k); len(l) > 0 {
+			return nil, fmt.Errorf("--kernel %s: lacks %s", path, strings.Join(l, ", "))
 		}
-	} else if k, err = kernel.Find(initrd.Modules...); err != nil {
+	} else if k, err = kernel.Find(lacks); err != nil {
 		return nil, fmt.Errorf("%w: vmm kernel fetch gets one, --kernel names one", err)
 	}
-	cache, err := kernel.CacheDir()
-	if err != nil {
-		return nil, err
-	}
-	ramdisk, err := initrd.Make(filepath.Join(cache, "initrd"), k)
+	ramdisk, err := initrd.Make(dir, k)
 	if err != nil {
 		return nil, err
 	}
@@ -333,12 +337,7 @@ func openBoot(path string) (_ *opened, err error) {
 var passedOn = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
 
 // foreground runs the container here, on the user's terminal.
-func (p *process) foreground(c *container.Container) (status int, err error) {
-	boot, err := openBoot(c.Spec.Kernel)
-	if err != nil {
-		return 0, err
-	}
-	defer boot.close()
+func (p *process) foreground(c *container.Container, boot *opened) (status int, err error) {
 	name := machineName(c.Spec.Name)
 	name.apply()
 	streams, done, err := p.streams(c.Spec.Stdin, c.Spec.TTY)

@@ -30,6 +30,19 @@ var Modules = []string{"virtio_pci", "virtio_blk", "virtio_net", "vmw_vsock_virt
 // optional are modules that make it better.
 var optional = []string{"virtio_rng", "af_packet"}
 
+// Lacks tells what the kernel lacks for a container's machine. For one that has had an initial RAM disk made for it in dir, that
+// is known to be nothing.
+func Lacks(dir string, k *kernel.Kernel) []string {
+	if program, err := built.ReadFile("bin/init"); err == nil {
+		if path, err := name(dir, program, k); err == nil {
+			if _, err := os.Stat(path); err == nil {
+				return nil
+			}
+		}
+	}
+	return k.Lacks(Modules...)
+}
+
 // Make returns the path of the initial RAM disk for the kernel, in the folder dir, where it is made unless it is there.
 func Make(dir string, k *kernel.Kernel) (string, error) {
 	program, err := built.ReadFile("bin/init")

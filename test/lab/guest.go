@@ -115,12 +115,12 @@ func CloudImage(ctx context.Context, root string) (string, error) {
 	return made(ctx, root, "scripts/cloud-image")
 }
 
-// made runs a script that makes a file, and returns what it prints: the path.
 // ContainerRootfs returns the path of the layer that scripts/container-rootfs makes, under the same conditions as Rootfs.
 func ContainerRootfs(ctx context.Context, root string) (string, error) {
 	return made(ctx, root, "scripts/container-rootfs")
 }
 
+// made runs a script that makes a file, and returns what it prints: the path.
 func made(ctx context.Context, root, script string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(root, script))
 	cmd.Stderr = os.Stderr
