@@ -64,14 +64,14 @@ func TestContainerApps(t *testing.T) {
 		h.output(t, fmt.Sprintf(`%s run -d --name db -p %s:5432:5432 -m 512M -u postgres -e PGDATA=/var/lib/postgresql/data %s sh -c '
 			bin=$(ls -d /usr/lib/postgresql/*/bin)
 			if [ ! -e $PGDATA/ready ]; then
-				$bin/initdb -A trust >/dev/null && echo host all all all trust >>$PGDATA/pg_hba.conf && touch $PGDATA/ready || exit 1
+				$bin/initdb -A trust >/dev/null && echo host all all all trust >>$PGDATA/pg_hba.conf && touch $PGDATA/ready && sync || exit 1
 			fi
 			exec $bin/postgres -h "*" -k /tmp'`, vmm, outside, image))
 		ready := vmm + " exec -u postgres db psql -h /tmp -c 'select 1'"
 		until(ready)
 		h.output(t, fmt.Sprintf(`%s run -d --name app -p 127.0.0.1:8081:8080 -e DB=%s -e PAGE='%s' %s sh -c 'mkdir -p /srv/www && echo "$PAGE" >/srv/www/index.php && exec php -S 0.0.0.0:8080 -t /srv/www'`,
 			vmm, outside, visits, image))
-		page := "{ wget -qO- --content-on-error http://127.0.0.1:8081/ || { " + vmm + " logs app; " + vmm + " logs db; } >&2; }"
+		page := "{ wget -qO- --content-on-error http://127.0.0.1:8081/ || { " + vmm + " logs app; " + vmm + " logs db; " + vmm + " exec db sh -c 'dmesg | tail -5; mount | grep vda'; exit 1; } >&2; }"
 		until("wget -qO- http://127.0.0.1:8081/ | grep -q 'visit 1$'")
 		require.Equal(t, "visit 2\nvisit 3\n", h.output(t, page+"; "+page))
 		// The machine of the database is gone in the midst of it, and what was committed is not.
