@@ -106,9 +106,12 @@ func installed(boot string) []*Kernel {
 // ownSuffix ends the releases of kernels that scripts/build-kernel builds (CONFIG_LOCALVERSION in guest/kernel.config).
 const ownSuffix = "-vmm"
 
+// Own tells whether the kernel was built for guests, with all that they need built in.
+func (k *Kernel) Own() bool { return strings.HasSuffix(k.Release, ownSuffix) }
+
 func newestFirst(list []*Kernel) {
 	own := func(k *Kernel) int {
-		if strings.HasSuffix(k.Release, ownSuffix) {
+		if k.Own() {
 			return 0
 		}
 		return 1

@@ -1,6 +1,6 @@
 // Command bench measures vmm beside QEMU, prints the figures and writes them into docs/benchmarks.md, which explains them:
 //
-//	bench [-starts 9] [-boots 5] [-rounds 3] [-systems 2] [-o docs/benchmarks.md]
+//	bench [-starts 9] [-boots 5] [-rounds 3] [-systems 2] [-containers 5] [-o docs/benchmarks.md]
 //
 // On this machine's KVM it measures all that this KVM can run, as root, for the kernel's tracing belongs to root; what is
 // left, in the nested lab. It wants bin/vmm and out/u-root.cpio built, and QEMU installed.
@@ -19,8 +19,11 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"golang.org/x/sys/unix"
 
 	"vmm/block/image"
@@ -38,6 +41,7 @@ func main() {
 	flag.IntVar(&b.systems, "systems", 2, "timed boots of a whole system by each monitor; 0 leaves them out")
 	flag.IntVar(&b.rounds, "rounds", 3, "times that each figure of the devices is measured; 0 leaves them out")
 	output := flag.String("o", "docs/benchmarks.md", "write the results into this `page`; nowhere if empty")
+	flag.IntVar(&b.containers, "containers", 5, "timed containers by each runtime with each kernel; 0 leaves them out")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
 	err := b.main(ctx, *output)
@@ -50,7 +54,7 @@ func main() {
 
 // bench is one run of the command.
 type bench struct {
-	starts, boots, rounds, systems int
+	starts, boots, rounds, systems, containers int
 
 	qemu         string // the program
 	dir          string // for what is made for this run
@@ -90,6 +94,11 @@ func (b *bench) main(ctx context.Context, page string) (err error) {
 	}
 	if b.rounds > 0 {
 		if r.Devices, err = b.measureDevices(ctx, whole); err != nil {
+			return err
+		}
+	}
+	if b.containers > 0 {
+		if r.Containers, err = b.measureContainers(ctx, whole); err != nil {
 			return err
 		}
 	}
@@ -251,6 +260,69 @@ func (b *bench) measureDevices(ctx context.Context, here bool) (*measure.Report,
 	}
 	fmt.Fprintln(os.Stderr, "bench: devices, in the nested lab")
 	return b.runInLab(ctx, lab.Config{Files: files, Disk: disk, GuestDisk: disk}, p)
+}
+
+// measureContainers measures runs of containers, on this machine if its KVM runs stock kernels (here) and it has runc, or in a lab:
+// with Debian's kernel, and with the one that scripts/build-kernel has built, if it has.
+func (b *bench) measureContainers(ctx context.Context, here bool) (*measure.Report, error) {
+	img, layer, err := lab.BusyboxImage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tag, err := name.NewTag("busybox")
+	if err != nil {
+		return nil, err
+	}
+	c := &measure.ContainerPlan{Archive: filepath.Join(b.dir, "busybox.tar"), Layer: filepath.Join(b.dir, "layer.tar"), Runs: b.containers}
+	if err := errors.Join(tarball.WriteToFile(c.Archive, tag, img), os.WriteFile(c.Layer, layer, 0o600)); err != nil {
+		return nil, err
+	}
+	debian, err := kernel.Cloud(ctx, lab.Series()[0])
+	if err != nil {
+		return nil, err
+	}
+	kernels := map[string]*kernel.Kernel{"Debian's " + lab.Series()[0]: debian}
+	built, err := kernel.Fetched()
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range built {
+		if k.Own() && c.Builtin == "" {
+			c.Builtin = "built, " + k.Release
+			kernels[c.Builtin] = k
+		}
+	}
+	if c.Builtin == "" {
+		fmt.Fprintln(os.Stderr, "bench: no kernel with all built in (scripts/build-kernel builds one), and so no container's machine that QEMU boots too")
+	}
+	p := b.plan()
+	p.StartRuns, p.BootRuns, p.Containers = 0, 0, c
+	files, err := lab.Standard(ctx, ".", lab.Series()[0])
+	if err != nil {
+		return nil, err
+	}
+	for _, title := range slices.Sorted(maps.Keys(kernels)) {
+		k := kernels[title]
+		path := k.ELF
+		if !here {
+			dir := "/lab/kernel-" + k.Release
+			files[dir+"/vmlinux"], files[dir+"/modules"] = k.ELF, k.Modules
+			path = dir + "/vmlinux"
+		}
+		c.Kernels = append(c.Kernels, measure.Kernel{Name: title, Path: path})
+	}
+	if here {
+		fmt.Fprintln(os.Stderr, "bench: containers, on this machine's KVM")
+		return b.runHere(ctx, p)
+	}
+	disk, err := lab.Rootfs(ctx, ".")
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(files, map[string]string{"/lab/runner": b.runner, "/lab/busybox.tar": c.Archive, "/lab/layer.tar": c.Layer})
+	p.VMM, p.QEMU, c.Archive, c.Layer = "/usr/local/bin/vmm", "/usr/bin/qemu-system-x86_64", "/lab/busybox.tar", "/lab/layer.tar"
+	fmt.Fprintln(os.Stderr, "bench: containers, in the nested lab")
+	return b.runInLab(ctx, lab.Config{Files: files, Disk: disk}, p)
 }
 
 // system is the image of a whole Debian, and what it boots as files of their own.

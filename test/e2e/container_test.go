@@ -1,13 +1,9 @@
 package e2e
 
 import (
-	"archive/tar"
-	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,8 +11,6 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/stretchr/testify/require"
 
 	"vmm/container/initrd"
@@ -26,60 +20,6 @@ import (
 
 // registryAddress is that of the registry on the host of a test.
 const registryAddress = "127.0.0.1:5000"
-
-// applets are the programs of the test image, all the same file.
-var applets = strings.Fields("sh ls cat echo true false id hostname ps mount df wget ping httpd tar sleep env pwd stty touch ip kill wc head uname sync grep tr mkdir rm dd cksum seq")
-
-// busyboxImage is an image with busybox in it, of two layers.
-func busyboxImage(t *testing.T) v1.Image {
-	t.Helper()
-	path, err := lab.Busybox(t.Context())
-	require.NoError(t, err)
-	program, err := os.ReadFile(path)
-	require.NoError(t, err)
-	file := func(name, data string, mode int64) (tar.Header, string) {
-		return tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(data)), Mode: mode}, data
-	}
-	type entry struct {
-		h    tar.Header
-		data string
-	}
-	layer := func(entries ...entry) v1.Layer {
-		var b bytes.Buffer
-		w := tar.NewWriter(&b)
-		for _, e := range entries {
-			require.NoError(t, w.WriteHeader(&e.h))
-			_, err := io.WriteString(w, e.data)
-			require.NoError(t, err)
-		}
-		require.NoError(t, w.Close())
-		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
-		require.NoError(t, err)
-		return l
-	}
-	add := func(h tar.Header, data string) entry { return entry{h, data} }
-	var lower []entry
-	for _, dir := range []string{"bin/", "etc/", "home/user/", "usr/"} {
-		lower = append(lower, entry{h: tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}})
-	}
-	lower = append(lower, entry{h: tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}}, add(file("bin/busybox", string(program), 0o755)))
-	for _, a := range applets {
-		lower = append(lower, entry{h: tar.Header{Typeflag: tar.TypeLink, Name: "bin/" + a, Linkname: "bin/busybox"}})
-	}
-	lower = append(lower,
-		add(file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n", 0o644)),
-		add(file("etc/group", "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n", 0o644)),
-		add(file("old", "of the lower layer", 0o644)))
-	img, err := mutate.AppendLayers(empty.Image, layer(lower...), layer(add(file(".wh.old", "", 0)), add(file("new", "of the upper layer\n", 0o644))))
-	require.NoError(t, err)
-	config, err := img.ConfigFile()
-	require.NoError(t, err)
-	config.OS, config.Architecture = "linux", "amd64"
-	config.Config = v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin", "COLOUR=blue"}}
-	img, err = mutate.ConfigFile(img, config)
-	require.NoError(t, err)
-	return img
-}
 
 // containerHost returns a host with a kernel for containers and a registry that has the images, and what runs vmm on it.
 func containerHost(t *testing.T, images map[string]v1.Image) (h *host, vmm string) {
@@ -127,7 +67,9 @@ func TestContainer(t *testing.T) {
 	if withQEMU() {
 		t.Skip("is about words of vmm's own: run without " + monitorVariable + "=qemu")
 	}
-	h, vmm := containerHost(t, map[string]v1.Image{"busybox": busyboxImage(t)})
+	busybox, _, err := lab.BusyboxImage(t.Context())
+	require.NoError(t, err)
+	h, vmm := containerHost(t, map[string]v1.Image{"busybox": busybox})
 	const image = registryAddress + "/busybox"
 	// said runs a script in which the word vmm is the program, and returns all that it prints, and then its status.
 	said := func(t *testing.T, script string) string {

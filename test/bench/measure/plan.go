@@ -24,7 +24,8 @@ type Plan struct {
 	Boots     []Kernel
 	BootRuns  int // the same, of those that are timed
 
-	Devices *DevicePlan `json:",omitempty"` // nil: not measured
+	Devices    *DevicePlan    `json:",omitempty"` // nil: not measured
+	Containers *ContainerPlan `json:",omitempty"` // the same
 }
 
 // Kernel is a guest's.
@@ -43,6 +44,9 @@ type Report struct {
 	Disks   []Rates
 	Nets    []Rates
 	Systems []Times
+
+	Containers []Times
+	Timelines  []Timeline
 }
 
 // Times are those of one monitor with one kernel.
@@ -118,6 +122,11 @@ func Run(ctx context.Context, p *Plan, progress func(format string, args ...any)
 	if p.Devices != nil {
 		if err := p.measureDevices(ctx, r, progress); err != nil {
 			return nil, err
+		}
+	}
+	if p.Containers != nil {
+		if err := p.measureContainers(ctx, r, progress); err != nil {
+			return nil, fmt.Errorf("containers: %w", err)
 		}
 	}
 	if len(p.Boots) == 0 {
