@@ -269,6 +269,10 @@ func TestProcessFails(t *testing.T) {
 			_ = c.Send(wire.TypeStarted, nil)
 			_, _ = raw.Write(bytes.Repeat([]byte{0xff}, 64))
 		}, "the machine is gone: a frame of 4294967295 bytes"},
+		"no status": {func(c *wire.Conn, _ net.Conn) {
+			_ = c.Send(wire.TypeStarted, nil)
+			_ = c.Send(wire.TypeExited, wire.Exited{Status: 256})
+		}, "the guest's status 256"},
 		"bad end": {func(c *wire.Conn, _ net.Conn) {
 			_ = c.Send(wire.TypeStarted, nil)
 			_ = c.SendBytes(wire.TypeExited, []byte("x"))

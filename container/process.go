@@ -88,8 +88,10 @@ func runProcess(ctx context.Context, dial dialer, p wire.Process, s Streams) (st
 			err = writeTo(s.Stderr, payload)
 		case wire.TypeExited:
 			var e wire.Exited
-			err = json.Unmarshal(payload, &e)
-			return e.Status, err
+			if err = json.Unmarshal(payload, &e); err == nil && (e.Status < 0 || e.Status > 255) {
+				err = fmt.Errorf("the guest's status %d", e.Status)
+			}
+			return e.Status & 0xff, err
 		}
 		if err != nil {
 			return 0, err

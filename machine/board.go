@@ -117,8 +117,11 @@ func (b *board) addDevices() error {
 	var ring coalescer
 	if coalesces != 0 {
 		ring = vmCoalescer{vm: b.vm, VCPU: b.vcpus[0].VCPU}
+		if err := ring.CoalescePorts(pci.AddressPort, 4, true); err != nil {
+			return err
+		}
 	}
-	b.com1 = newPolledUART(m.uart, ring)
+	b.com1 = newPolledUART(m.uart, ring, func(port uint16, data []byte) { b.pio.Write(uint64(port), data) })
 	b.rtc = rtc.New(rtc.Config{IRQ: b.lead(&gsiLine{gsi: rtc.IRQ})})
 	b.power = power.New(power.Config{
 		SCI:        b.lead(&gsiLine{gsi: gsiSCI}),

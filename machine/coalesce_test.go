@@ -89,7 +89,7 @@ func sent(t *testing.T, kvm *fakeCoalescer, f func(d *polledUART)) (out string) 
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		line := &fakeLine{closed: make(chan struct{})}
-		d := newPolledUART(serial.New(serial.Config{}), kvm)
+		d := newPolledUART(serial.New(serial.Config{}), kvm, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		served, watched := make(chan error, 1), make(chan struct{})
 		go func() { served <- d.uart.Serve(ctx, line) }()
@@ -168,9 +168,39 @@ func TestCoalescingRefused(t *testing.T) {
 }
 
 func TestNoCoalescer(t *testing.T) {
-	d := newPolledUART(serial.New(serial.Config{}), nil)
+	d := newPolledUART(serial.New(serial.Config{}), nil, nil)
 	require.NotPanics(t, func() {
 		d.Write(0, []byte("a"))
 		d.drain()
 	})
+}
+
+// mixedRing is a ring with writes to several ports.
+type mixedRing struct {
+	fakeCoalescer
+	ports []uint16
+}
+
+func (c *mixedRing) HasCoalesced() bool { return len(c.ports) > 0 }
+
+func (c *mixedRing) DrainCoalesced(f func(uint16, []byte)) {
+	for i, port := range c.ports {
+		f(port, []byte{byte('0' + i)})
+	}
+	c.ports = nil
+}
+
+// TestCoalescedPorts has each write reach its device, in the order in which the guest has made them.
+func TestCoalescedPorts(t *testing.T) {
+	out := &bytes.Buffer{}
+	var others []uint16
+	uart := serial.New(serial.Config{})
+	d := newPolledUART(uart, &mixedRing{ports: []uint16{0xcf8, portCOM1, 0xcf8, 0xcfa}}, func(port uint16, data []byte) {
+		others = append(others, port)
+		out.Write(data)
+	})
+	d.drain()
+	require.Equal(t, []uint16{0xcf8, 0xcf8, 0xcfa}, others)
+	require.Equal(t, "023", out.String())
+	require.EqualValues(t, 1, d.drained.Load(), "the UART's own")
 }

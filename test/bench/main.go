@@ -322,7 +322,8 @@ func (b *bench) measureContainers(ctx context.Context, here bool) (*measure.Repo
 	maps.Copy(files, map[string]string{"/lab/runner": b.runner, "/lab/busybox.tar": c.Archive, "/lab/layer.tar": c.Layer})
 	p.VMM, p.QEMU, c.Archive, c.Layer = "/usr/local/bin/vmm", "/usr/bin/qemu-system-x86_64", "/lab/busybox.tar", "/lab/layer.tar"
 	fmt.Fprintln(os.Stderr, "bench: containers, in the nested lab")
-	return b.runInLab(ctx, lab.Config{Files: files, Disk: disk}, p)
+	// With memory to spare, or the host (L1) compacts it in the middle of a fault.
+	return b.runInLab(ctx, lab.Config{Files: files, Disk: disk, Memory: 8 << 30}, p)
 }
 
 // system is the image of a whole Debian, and what it boots as files of their own.
