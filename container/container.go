@@ -31,6 +31,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmm/internal/filelock"
 	"vmm/network/user"
 )
 
@@ -116,20 +117,7 @@ var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 // lock keeps others from giving and taking names.
 func (s *Store) lock() (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(s.dir, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err == nil {
-			return func() { _ = f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			_ = f.Close()
-			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-		}
-	}
+	return filelock.Take(filepath.Join(s.dir, ".lock"), unix.LOCK_EX)
 }
 
 // Create keeps a new container, gives it its ID, and a name if it has none. prepare makes what else it needs in its folder.

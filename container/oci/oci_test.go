@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -31,6 +32,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	reader "vmm/bootdisk/ext4"
+	"vmm/container/ext4"
 	"vmm/internal/tooltest"
 )
 
@@ -549,4 +551,81 @@ func TestAtOnce(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, list, 1)
 	require.Len(t, list[0].Names, 8)
+}
+
+// TestPullWithCredentials takes them from the user's Docker configuration.
+func TestPullWithCredentials(t *testing.T) {
+	host := serve(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if user, password, ok := r.BasicAuth(); !ok || user != "me" || password != "secret" {
+				w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	dir := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", dir)
+	s := store(t)
+	_, err := s.Pull(t.Context(), host+"/app", nil)
+	require.ErrorContains(t, err, "401")
+	// printf me:secret | base64
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"auths":{"`+host+`":{"auth":"bWU6c2VjcmV0"}}}`), 0o600))
+	r, err := name.ParseReference(host + "/app")
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(r, imageOf(t, layerOf(t, archive(t, file("a", "a")))), remote.WithAuthFromKeychain(authn.DefaultKeychain)))
+	_, err = s.Pull(t.Context(), host+"/app", nil)
+	require.NoError(t, err)
+}
+
+// nowhere takes what is written, and knows only how much that was.
+type nowhere struct{ n int64 }
+
+func (w *nowhere) WriteAt(p []byte, _ int64) (int, error) {
+	w.n += int64(len(p))
+	return len(p), nil
+}
+
+// noContents has zeros for every file.
+type noContents struct{}
+
+func (noContents) file(*tar.Reader, *tar.Header) (io.ReaderAt, error) { return nothing{}, nil }
+
+type nothing struct{}
+
+func (nothing) ReadAt(p []byte, _ int64) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// FuzzLayers lays whatever somebody calls a layer over an honest one. What a tree accepts is a file system.
+func FuzzLayers(f *testing.F) {
+	lower := archive(f, folder("a"), file("a/x", "x"), link(tar.TypeSymlink, "l", "a"), link(tar.TypeLink, "h", "a/x"), folder("l2/b"))
+	f.Add(archive(f, file("a/.wh.x", ""), file("l/y", "y"), link(tar.TypeLink, "h2", "l/../h"), file("a/.wh..wh..opq", "")))
+	f.Add(archive(f, link(tar.TypeSymlink, "a", "../../.."), file("a/b", "")))
+	f.Fuzz(func(t *testing.T, upper []byte) {
+		tr := newTree()
+		require.NoError(t, tr.add(tar.NewReader(bytes.NewReader(lower)), noContents{}))
+		if tr.add(tar.NewReader(bytes.NewReader(upper)), noContents{}) != nil {
+			return
+		}
+		size := int64(0)
+		var sum func(n *ext4.Node, depth int)
+		sum = func(n *ext4.Node, depth int) {
+			if depth > maxDirs+1 {
+				t.Fatal("deeper than allowed")
+			}
+			size += n.Size
+			for _, c := range n.Children {
+				sum(c, depth+1)
+			}
+		}
+		sum(tr.root, 0)
+		if size < 1<<20 { // others have no data that could be read here
+			if err := ext4.Write(&nowhere{}, tr.root, ext4.Options{Size: 64 << 20}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }

@@ -28,6 +28,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+
+	"vmm/internal/filelock"
 )
 
 // Platform is what images have to be for.
@@ -78,29 +80,12 @@ func Open(dir string) (*Store, error) {
 	return s, os.WriteFile(filepath.Join(dir, "index.json"), []byte(empty), 0o644)
 }
 
-// lock takes the lock of that name: LOCK_SH or LOCK_EX, or with LOCK_NB an error if another has it.
+// lock takes the lock of that name.
 //
 // "index" is for index.json. "blobs" is shared by those who write blobs that the index does not name yet, and exclusive for who
 // takes such away; it comes first.
 func (s *Store) lock(what string, how int) (unlock func(), err error) {
-	return lockFile(filepath.Join(s.dir, "."+what+".lock"), how)
-}
-
-func lockFile(path string, how int) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if err == nil {
-			return func() { _ = f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			_ = f.Close()
-			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-		}
-	}
+	return filelock.Take(filepath.Join(s.dir, "."+what+".lock"), how)
 }
 
 // FullName is a reference in full: "nginx" is "index.docker.io/library/nginx:latest".
@@ -332,7 +317,7 @@ func (s *Store) Rootfs(ctx context.Context, img *Image) (string, error) {
 		return "", err
 	}
 	defer release()
-	unlock, err := lockFile(filepath.Join(s.dir, "rootfs", "."+img.ID.Hex+".lock"), unix.LOCK_EX) // goes with the image
+	unlock, err := filelock.Take(filepath.Join(s.dir, "rootfs", "."+img.ID.Hex+".lock"), unix.LOCK_EX) // goes with the image
 	if err != nil {
 		return "", err
 	}
