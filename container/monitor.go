@@ -64,7 +64,7 @@ func PrepareDisk(dir string, spec *Spec) (err error) {
 }
 
 // Run runs the container's machine in this process, from its start to its end, and returns the status of its main process.
-// started is called when that runs. With a context that ends, the machine is stopped as by a power failure.
+// started, unless it is nil, is called when that runs. With a context that ends, the machine is stopped as by a power failure.
 func (c *Container) Run(ctx context.Context, boot Boot, streams Streams, started func()) (status int, err error) {
 	begin := time.Now()
 	release, err := c.take()
@@ -105,6 +105,7 @@ type monitor struct {
 	behind  []io.Closer
 	ready   chan error // the guest's word
 	hello   sync.Once
+	greeted sync.WaitGroup
 	console *tail
 	log     *logWriter
 }
@@ -117,6 +118,7 @@ func (m *monitor) close() error {
 	for i := len(m.behind) - 1; i >= 0; i-- {
 		errs = append(errs, m.behind[i].Close())
 	}
+	m.greeted.Wait()
 	if m.log != nil {
 		errs = append(errs, m.log.close())
 	}
@@ -208,7 +210,7 @@ func (m *monitor) dialled(_ context.Context, port uint32) (vsock.Conn, error) {
 		return nil, errors.Join(errors.ErrUnsupported, theirs.Close(), ours.Close())
 	}
 	m.behind = append(m.behind, ours)
-	go func() { m.ready <- m.greet(ours) }()
+	m.greeted.Go(func() { m.ready <- m.greet(ours) })
 	return theirs, nil
 }
 
@@ -278,7 +280,9 @@ func (m *monitor) run(ctx context.Context, streams Streams, started func()) (sta
 	dial := func(ctx context.Context) (vsock.Conn, error) { return m.vsock.Dial(ctx, wire.Port) }
 	streams.Started = func() {
 		line.Running = time.Since(m.begin)
-		started()
+		if started != nil {
+			started()
+		}
 	}
 	status, err = runProcess(ctx, dial, wire.Process{Main: true, Args: spec.Args, Env: spec.Env, Dir: spec.Dir, User: spec.User, TTY: spec.TTY}, streams)
 	line.Exited = time.Since(m.begin)

@@ -94,6 +94,11 @@ func (p *process) runContainer(o *runOptions, operands []string) (int, error) {
 	}
 	ctx, stop := interruptible()
 	defer stop()
+	release, err := images.Hold()
+	if err != nil {
+		return 0, err
+	}
+	defer release()
 	img, err := p.image4run(ctx, images, operands[0], o.pull)
 	if err != nil {
 		return 0, err
@@ -118,6 +123,7 @@ func (p *process) runContainer(o *runOptions, operands []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	release() // the container holds it from now on
 	if o.detach {
 		if err := p.launch(c); err != nil {
 			if o.remove {

@@ -305,6 +305,9 @@ func (s *Store) Get(ref string) (*Image, error) {
 	return nil, fmt.Errorf("%d images have an ID that begins with %q", len(found), ref)
 }
 
+// Hold keeps images from being removed until release: while somebody makes a machine of one, who is not in use yet.
+func (s *Store) Hold() (release func(), err error) { return s.lock("blobs", unix.LOCK_SH) }
+
 // Rootfs returns the path of the image's root file system, a raw ext4 image that is never written to again. It is made when it
 // is first asked for.
 func (s *Store) Rootfs(ctx context.Context, img *Image) (string, error) {
@@ -348,14 +351,14 @@ func (s *Store) Remove(ref string, inUse func(*Image) error) (gone []string, err
 	}
 	last := len(names) == len(img.Names)
 	if last {
-		if err := inUse(img); err != nil {
-			return nil, err
-		}
 		release, err := s.lock("blobs", unix.LOCK_EX)
 		if err != nil {
 			return nil, err
 		}
 		defer release()
+		if err := inUse(img); err != nil {
+			return nil, err
+		}
 	}
 	unlock, err := s.lock("index", unix.LOCK_EX)
 	if err != nil {

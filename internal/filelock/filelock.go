@@ -11,7 +11,7 @@ import (
 )
 
 // Take waits for the lock on the file at path, which it makes if need be: unix.LOCK_EX for one holder, unix.LOCK_SH for several.
-// Release is called once.
+// Release may be called again, to no effect.
 func Take(path string, how int) (release func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
