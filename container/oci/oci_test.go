@@ -629,3 +629,38 @@ func FuzzLayers(f *testing.F) {
 		}
 	})
 }
+
+// TestAttributes keeps what a layer says of its files' owners, rights, devices, times and attributes.
+func TestAttributes(t *testing.T) {
+	s := store(t)
+	at := time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
+	img, err := s.keep(t.Context(), imageOf(t, layerOf(t, archive(t,
+		entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: "ping", Mode: 0o755, Uid: 1, Gid: 70000, ModTime: at, PAXRecords: map[string]string{
+			"SCHILY.xattr.security.capability": "twenty bytes of caps", "SCHILY.xattr.com.apple.quarantine": "not for Linux",
+		}}},
+		entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: "su", Mode: 0o4755}},
+		entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: "spool", Mode: 0o3770, Gid: 8}},
+		entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3}},
+		entry{Header: tar.Header{Typeflag: tar.TypeBlock, Name: "disk", Mode: 0o660, Devmajor: 8, Devminor: 1}},
+		entry{Header: tar.Header{Typeflag: tar.TypeFifo, Name: "pipe", Mode: 0o600}},
+		entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o711}},
+	))))
+	require.NoError(t, err)
+	path, err := s.Rootfs(t.Context(), img)
+	require.NoError(t, err)
+	for name, want := range map[string][]string{
+		"ping":  {"User:     1", "Group: 70000", "Mode:  0755", `security.capability (20) = "twenty bytes of caps"`, "2020"},
+		"su":    {"Mode:  04755"},
+		"spool": {"Mode:  03770", "Group:     8", "Type: directory"},
+		"null":  {"Type: character special", "01:03"},
+		"disk":  {"Type: block special", "08:01"},
+		"pipe":  {"Type: FIFO"},
+		"/":     {"Mode:  0711"},
+	} {
+		said := tooltest.Run(t, "e2fsprogs", "debugfs", "-R", "stat "+name, path)
+		for _, words := range want {
+			require.Contains(t, said, words, name)
+		}
+		require.NotContains(t, said, "apple")
+	}
+}

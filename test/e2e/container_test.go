@@ -90,6 +90,9 @@ func TestContainer(t *testing.T) {
 		require.Equal(t, "1 3 4 blue\n/work/dir\n1000\n1000 2000\nbox\n/home/user\nof the upper layer\nls: /old: No such file or directory\n2\n1\ndrwxrwxrwtstatus 0\n", got)
 		require.Equal(t, "sh: can't create /x: Read-only file system\ntmp\nstatus 0\n", said(t, "run --rm --read-only --tmpfs /fresh "+image+" sh -c 'echo >/x; echo tmp >/fresh/x; cat /fresh/x'"))
 	})
+	t.Run("orphans", func(t *testing.T) {
+		require.Equal(t, "0\nstatus 1\n", said(t, `run --rm `+image+` sh -c '(sleep 0.2 &); sleep 1; ps | grep -c "\[sleep\]"'`), "somebody has reaped it")
+	})
 	t.Run("mistakes", func(t *testing.T) {
 		require.Equal(t, "vmm: \"nosuch\": no such program in the image's PATH\nstatus 127\n", said(t, "run --rm "+image+" nosuch"))
 		require.Equal(t, "vmm: \"/etc/passwd\": may not be run (its mode is -rw-r--r--)\nstatus 126\n", said(t, "run --rm "+image+" /etc/passwd"))
@@ -116,10 +119,14 @@ func TestContainer(t *testing.T) {
 		if !h.emulated() {
 			t.Skip("only the lab has terminals")
 		}
-		p := h.startOn(t, &lab.Size{Rows: 33, Cols: 111}, nil, vmm, "run", "-it", "--rm", image)
+		resize := make(chan lab.Size, 1)
+		p := h.startOn(t, &lab.Size{Rows: 33, Cols: 111}, resize, vmm, "run", "-it", "--rm", image)
 		p.expect("/ # ")
-		p.send("stty size; tty; exit 5\n")
+		p.send("stty size; tty\n")
 		p.expect("33 111")
+		resize <- lab.Size{Rows: 44, Cols: 99}
+		p.send("until stty size | grep -q '44 99'; do sleep 0.1; done; echo re''sized; exit 5\n")
+		p.expect("resized")
 		require.Equal(t, 5, p.wait())
 	})
 	t.Run("Ctrl-C", func(t *testing.T) {
