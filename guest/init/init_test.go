@@ -1,10 +1,14 @@
 package main
 
 import (
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -73,6 +77,47 @@ func TestFind(t *testing.T) {
 		require.ErrorAs(t, err, &failed, name)
 		require.Equal(t, want.status, failed.Status, name)
 	}
+}
+
+// TestSettle waits for a host that is slow to read, and not for children that hold a pipe and say nothing.
+func TestSettle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, host := net.Pipe()
+		r, w := io.Pipe()
+		c := wire.NewConn(here)
+		var out traffic
+		output := make(chan struct{})
+		go func() {
+			defer close(output)
+			copyFrames(r, wire.TypeStdout, func(kind wire.Type, p []byte) error { return out.send(c, kind, p) })
+		}()
+		go func() {
+			for range 3 {
+				_, _ = w.Write([]byte("words"))
+			}
+		}()
+		got, read := 0, make(chan struct{})
+		go func() {
+			defer close(read)
+			c := wire.NewConn(host)
+			for {
+				time.Sleep(time.Second)
+				if _, _, err := c.Receive(); err != nil {
+					return
+				}
+				got++
+			}
+		}()
+		begin := time.Now()
+		out.settle(output)
+		synctest.Wait()
+		require.Equal(t, 3, got)
+		require.Less(t, time.Since(begin), 3*time.Second+3*drainTimeout)
+		_ = w.Close()
+		<-output
+		_ = here.Close()
+		<-read
+	})
 }
 
 func TestExitStatus(t *testing.T) {

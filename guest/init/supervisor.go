@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,7 +21,7 @@ import (
 const (
 	// stdinTimeout is how long the connection with a process's input may take to come.
 	stdinTimeout = 10 * time.Second
-	// drainTimeout is how long output of a process that has ended is waited for while others, its children, hold its pipes.
+	// drainTimeout is how long the pipes of a process that has ended may have nothing, while others, its children, hold them.
 	drainTimeout = 100 * time.Millisecond
 	// goodbyeTimeout is how long the host has to hear of the main process's end.
 	goodbyeTimeout = 5 * time.Second
@@ -189,12 +190,8 @@ func (s *supervisor) process(c *wire.Conn, p *wire.Process) error {
 	if err != nil {
 		return err
 	}
-	var sending sync.Mutex
-	send := func(t wire.Type, payload []byte) error {
-		sending.Lock()
-		defer sending.Unlock()
-		return c.SendBytes(t, payload)
-	}
+	var out traffic
+	send := func(t wire.Type, payload []byte) error { return out.send(c, t, payload) }
 	if err := send(wire.TypeStarted, nil); err != nil {
 		_ = unix.Kill(-pid, unix.SIGKILL)
 	}
@@ -214,10 +211,7 @@ func (s *supervisor) process(c *wire.Conn, p *wire.Process) error {
 		s.mu.Unlock()
 		_ = unix.Kill(-1, unix.SIGKILL) // all but this process
 	}
-	select {
-	case <-output:
-	case <-time.After(drainTimeout):
-	}
+	out.settle(output)
 	payload, err := json.Marshal(wire.Exited{Status: exitStatus(status)})
 	if err == nil {
 		err = send(wire.TypeExited, payload)
@@ -230,6 +224,40 @@ func (s *supervisor) process(c *wire.Conn, p *wire.Process) error {
 		s.end()
 	}
 	return err
+}
+
+// traffic is what goes to the host on a process's connection.
+type traffic struct {
+	mu      sync.Mutex   // held while a frame is sent
+	sending atomic.Int64 // frames that wait to be sent, or are
+	steps   atomic.Int64 // beginnings and ends of that
+}
+
+func (t *traffic) send(c *wire.Conn, kind wire.Type, payload []byte) error {
+	t.sending.Add(1)
+	t.steps.Add(1)
+	defer func() {
+		t.steps.Add(1)
+		t.sending.Add(-1)
+	}()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return c.SendBytes(kind, payload)
+}
+
+// settle waits until the output is at its end, or has nothing more to send: a host that is slow to read it gets it all.
+func (t *traffic) settle(output <-chan struct{}) {
+	for {
+		before := t.steps.Load()
+		select {
+		case <-output:
+			return
+		case <-time.After(drainTimeout):
+		}
+		if t.sending.Load() == 0 && t.steps.Load() == before {
+			return
+		}
+	}
 }
 
 // commands does what the host says on a process's connection, to its end.

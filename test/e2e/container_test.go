@@ -82,6 +82,7 @@ func TestContainer(t *testing.T) {
 		require.Equal(t, "OUT\nstatus 7\n", said(t, "run --rm "+image+" sh -c 'echo out | tr a-z A-Z; echo err >&2; exit 7' 2>/dev/null"))
 		require.Equal(t, "err\nstatus 0\n", said(t, "run --rm "+image+" sh -c 'echo out; echo err >&2' >/dev/null"))
 		require.Equal(t, "a/\na/b\nstatus 0\n", said(t, "cd $(mktemp -d); mkdir a; touch a/b; tar c a | run -i --rm "+image+" tar t"))
+		require.Equal(t, "788895\nstatus 0\n", said(t, "run --rm "+image+" seq 1 200000 | (sleep 1; head -c 500000 >/dev/null; sleep 2; wc -c)"), "a slow reader gets all")
 		require.Equal(t, "status 0\n", said(t, "vmm ps -aq"), "--rm leaves nothing")
 	})
 	t.Run("what it is like inside", func(t *testing.T) {
