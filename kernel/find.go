@@ -58,7 +58,7 @@ func Find(lacks func(*Kernel) []string) (*Kernel, error) {
 		return nil, err
 	}
 	var unfit []string
-	for _, k := range append(fetched, installed("/boot")...) {
+	for _, k := range append(fetched, installed(bootDir)...) {
 		if l := lacks(k); len(l) > 0 {
 			unfit = append(unfit, fmt.Sprintf("%s lacks %s", cmp.Or(k.Image, k.ELF), strings.Join(l, ", ")))
 			continue
@@ -67,6 +67,9 @@ func Find(lacks func(*Kernel) []string) (*Kernel, error) {
 	}
 	return nil, &NotFoundError{unfit}
 }
+
+// bootDir is where the host keeps its kernels, but for tests.
+var bootDir = "/boot"
 
 // Fetched returns the kernels in the cache: those that were built for guests, and then those of packages, the newest first.
 func Fetched() ([]*Kernel, error) {
