@@ -131,7 +131,7 @@ func loadWord() *word {
 		name: "load", short: "Take the images of an archive (docker save, or an OCI image layout in a tar), of a folder with an OCI image layout, or of standard input.",
 		flags: func(f *pflag.FlagSet) any {
 			o := &loadOptions{}
-			f.StringVarP(&o.input, "input", "i", "-", "the archive or folder; - is standard input")
+			f.StringVarP(&o.input, "input", "i", "-", "the archive or folder, a `PATH`; - is standard input")
 			return o
 		},
 		run: func(p *process, w *parsedWord) (int, error) {

@@ -131,9 +131,9 @@ func execWord() *word {
 			o := &execOptions{}
 			f.BoolVarP(&o.interactive, "interactive", "i", false, "pass standard input on")
 			f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
-			f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable: NAME=VALUE")
-			f.StringVarP(&o.workdir, "workdir", "w", "", "the working directory")
-			f.StringVarP(&o.user, "user", "u", "", "the user: NAME or UID, with :GROUP or :GID")
+			f.StringArrayVarP(&o.env, "env", "e", nil, "set a `VARIABLE`: NAME=VALUE")
+			f.StringVarP(&o.workdir, "workdir", "w", "", "the working `DIRECTORY`")
+			f.StringVarP(&o.user, "user", "u", "", "the `USER`: name or UID, with :GROUP or :GID")
 			return o
 		},
 		run: func(p *process, w *parsedWord) (status int, err error) {
@@ -196,7 +196,7 @@ func stopWord() *word {
 		name: "stop", operands: "CONTAINER...", short: "Ask containers to end, and end those that do not in time.", least: 1, most: -1,
 		flags: func(f *pflag.FlagSet) any {
 			o := &stopOptions{}
-			f.IntVarP(&o.seconds, "time", "t", defaultStopTimeout, "seconds to wait (default what run --stop-timeout said)")
+			f.IntVarP(&o.seconds, "time", "t", defaultStopTimeout, "`SECONDS` to wait, instead of what run --stop-timeout said")
 			o.given = func() bool { return f.Changed("time") }
 			return o
 		},
@@ -270,7 +270,7 @@ func killWord() *word {
 		name: "kill", operands: "CONTAINER...", short: "Send containers' main processes a signal.", least: 1, most: -1,
 		flags: func(f *pflag.FlagSet) any {
 			o := &killOptions{}
-			f.StringVarP(&o.signal, "signal", "s", "KILL", "the signal")
+			f.StringVarP(&o.signal, "signal", "s", "KILL", "the `SIGNAL`")
 			return o
 		},
 		run: func(p *process, w *parsedWord) (int, error) {

@@ -42,6 +42,9 @@ func words() []*word {
 	}
 }
 
+// noValue is how pflag prints a switch's value.
+const noValue = "[=true|false]"
+
 // findWord returns the word of that name, or nil.
 func findWord(name string) *word {
 	for _, w := range words() {
@@ -67,7 +70,9 @@ func (w *word) command(p *process, args []string) (status int, err error) {
 		return 0, wordMistake{fmt.Errorf("%s: %w (vmm %[1]s --help)", w.name, err)}
 	}
 	if *help {
-		_, err := fmt.Fprintf(p.stdout, "Usage: vmm %s\n\n%s\n\n%s", strings.TrimSpace(w.name+" [OPTIONS] "+w.operands), w.short, flags.FlagUsages())
+		_, err := fmt.Fprintf(p.stdout, "Usage: vmm %s\n\n%s\n\n%s", strings.TrimSpace(w.name+" [OPTIONS] "+w.operands), w.short,
+			// Every switch takes a value too, which nobody needs to be told.
+			strings.ReplaceAll(flags.FlagUsages(), noValue, strings.Repeat(" ", len(noValue))))
 		return statusOK, err
 	}
 	if n := flags.NArg(); n < w.least || w.most >= 0 && n > w.most {
