@@ -102,8 +102,8 @@ func TestContainer(t *testing.T) {
 		require.Equal(t, "status 0\n", said(t, "vmm ps -aq"), "nothing half-made is left")
 	})
 	t.Run("in the background", func(t *testing.T) {
-		require.Regexp(t, `^[0-9a-f]{12}\nstatus 0\n$`, said(t, "run -d --name web -p 127.0.0.1:8080:80 "+image+" sh -c 'mkdir /www; echo page >/www/index.html; echo serving; exec httpd -f -p 80 -h /www'"))
-		require.Equal(t, "page\nstatus 0\n", said(t, "wget -qO- http://127.0.0.1:8080/"))
+		require.Regexp(t, `^[0-9a-f]{12}\nstatus 0\n$`, said(t, "run -d --name web -p 127.0.0.1:8080:80 "+image+" sh -c '[ -e /www ] || { mkdir /www; echo page >/www/index.html; }; echo serving; exec httpd -f -p 80 -h /www'"))
+		require.Equal(t, "page\nstatus 0\n", said(t, "until wget -qO /dev/null http://127.0.0.1:8080/; do sleep 0.1; done 2>/dev/null; wget -qO- http://127.0.0.1:8080/"))
 		require.Regexp(t, `web\n.*status 0\n$`, said(t, "vmm ps | tail -1"))
 		require.Equal(t, "serving\nstatus 0\n", said(t, "vmm logs web"))
 		require.Contains(t, said(t, "run -d --name web "+image), `name "web": container`)
