@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -225,9 +226,10 @@ func (m *monitor) greet(conn io.ReadWriter) error {
 		return fmt.Errorf("the guest speaks version %d, this vmm %d", hello.Version, wire.Version)
 	}
 	m.up = time.Since(m.begin)
+	router, dns, guest := user.Layout(user.DefaultSubnet)
 	setup := wire.Setup{
 		Hostname: m.c.Spec.Hostname, ReadOnly: m.c.Spec.ReadOnly, Tmpfs: m.c.Spec.Tmpfs,
-		Address: "10.0.2.15/24", Gateway: "10.0.2.2", DNS: []string{"10.0.2.3"},
+		Address: netip.PrefixFrom(guest, user.DefaultSubnet.Bits()).String(), Gateway: router.String(), DNS: []string{dns.String()},
 	}
 	if err := c.Send(wire.TypeSetup, setup); err != nil {
 		return err

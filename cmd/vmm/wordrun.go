@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -479,9 +478,7 @@ func (p *process) monitor(args []string) (int, error) {
 		return 0, mistakef("%s: is for vmm itself", monitorWord)
 	}
 	tell := func(word string) {
-		w := bufio.NewWriter(parent)
-		_, _ = w.WriteString(word)
-		_ = w.Flush() // the parent may be gone
+		_, _ = parent.WriteString(word) // the parent may be gone
 		_ = parent.Close()
 	}
 	status, err := p.background(args[0], func() { tell(started) })

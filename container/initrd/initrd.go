@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"vmm/internal/cpio"
 	"vmm/kernel"
@@ -33,11 +34,9 @@ var optional = []string{"virtio_rng", "af_packet"}
 // Lacks tells what the kernel lacks for a container's machine. For one that has had an initial RAM disk made for it in dir, that
 // is known to be nothing.
 func Lacks(dir string, k *kernel.Kernel) []string {
-	if program, err := built.ReadFile("bin/init"); err == nil {
-		if path, err := name(dir, program, k); err == nil {
-			if _, err := os.Stat(path); err == nil {
-				return nil
-			}
+	if path, err := name(dir, k); err == nil {
+		if _, err := os.Stat(path); err == nil {
+			return nil
 		}
 	}
 	return k.Lacks(Modules...)
@@ -45,19 +44,16 @@ func Lacks(dir string, k *kernel.Kernel) []string {
 
 // Make returns the path of the initial RAM disk for the kernel, in the folder dir, where it is made unless it is there.
 func Make(dir string, k *kernel.Kernel) (string, error) {
-	program, err := built.ReadFile("bin/init")
-	if errors.Is(err, os.ErrNotExist) {
-		return "", ErrNoInit
-	}
-	if err != nil {
-		return "", err
-	}
-	path, err := name(dir, program, k)
+	path, err := name(dir, k)
 	if err != nil {
 		return "", err
 	}
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
+	}
+	program, err := built.ReadFile("bin/init")
+	if err != nil {
+		return "", err
 	}
 	modules, err := k.Load(append(append([]string{}, Modules...), optional...)...)
 	if err != nil {
@@ -91,10 +87,23 @@ func Make(dir string, k *kernel.Kernel) (string, error) {
 	return path, os.Rename(f.Name(), path)
 }
 
+// programSum is the digest of the program, which takes some milliseconds and is the same for each kernel.
+var programSum = sync.OnceValues(func() (sum [sha256.Size]byte, err error) {
+	program, err := built.ReadFile("bin/init")
+	if errors.Is(err, os.ErrNotExist) {
+		return sum, ErrNoInit
+	}
+	return sha256.Sum256(program), err
+})
+
 // name is that of the disk for this program and this kernel.
-func name(dir string, program []byte, k *kernel.Kernel) (string, error) {
+func name(dir string, k *kernel.Kernel) (string, error) {
+	sum, err := programSum()
+	if err != nil {
+		return "", err
+	}
 	h := sha256.New()
-	h.Write(program)
+	h.Write(sum[:])
 	fmt.Fprintf(h, "%s\x00%s\x00", k.Release, k.Modules)
 	if k.Modules != "" {
 		st, err := os.Stat(k.Modules)

@@ -46,7 +46,7 @@ func (s *Store) loadIndex(ctx context.Context, index v1.ImageIndex, names []stri
 			return err
 		}
 		own := names
-		for _, key := range []string{"io.containerd.image.name", refName} {
+		for _, key := range []string{"io.containerd.image.name", RefName} {
 			if r, err := name.ParseReference(d.Annotations[key]); err == nil {
 				own = []string{r.Name()}
 				break

@@ -438,7 +438,7 @@ func TestLoad(t *testing.T) {
 	dir := t.TempDir()
 	l, err := layout.Write(dir, empty.Index)
 	require.NoError(t, err)
-	require.NoError(t, l.AppendImage(img, layout.WithAnnotations(map[string]string{refName: "team/app:2"})))
+	require.NoError(t, l.AppendImage(img, layout.WithAnnotations(map[string]string{RefName: "team/app:2"})))
 	tooltest.Run(t, "tar", "tar", "-C", dir, "-czf", dir+".tgz", ".")
 	oci, err := os.ReadFile(dir + ".tgz")
 	require.NoError(t, err)

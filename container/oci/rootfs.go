@@ -206,10 +206,10 @@ func (c *layerContents) file(r *tar.Reader, h *tar.Header) (io.ReaderAt, error) 
 	if err := c.s.file.Truncate(c.s.end); err != nil {
 		return nil, err
 	}
-	var buf [64 << 10]byte
+	var buf, zeros [64 << 10]byte
 	for at := begin; ; {
 		n, err := io.ReadFull(r, buf[:])
-		if n > 0 && !bytes.Equal(buf[:n], make([]byte, n)) {
+		if n > 0 && !bytes.Equal(buf[:n], zeros[:n]) {
 			if _, err := c.s.file.WriteAt(buf[:n], at); err != nil {
 				return nil, err
 			}

@@ -35,8 +35,8 @@ import (
 // Platform is what images have to be for.
 var Platform = v1.Platform{OS: "linux", Architecture: "amd64"}
 
-// refName is the annotation that holds an image's name in the index.
-const refName = "org.opencontainers.image.ref.name"
+// RefName is the annotation that holds an image's name in the index.
+const RefName = "org.opencontainers.image.ref.name"
 
 // Store is a folder with images.
 type Store struct {
@@ -88,15 +88,6 @@ func (s *Store) lock(what string, how int) (unlock func(), err error) {
 	return filelock.Take(filepath.Join(s.dir, "."+what+".lock"), how)
 }
 
-// FullName is a reference in full: "nginx" is "index.docker.io/library/nginx:latest".
-func FullName(ref string) (string, error) {
-	r, err := name.ParseReference(ref)
-	if err != nil {
-		return "", err
-	}
-	return r.Name(), nil
-}
-
 // ShortName is a name as people say it.
 func ShortName(full string) string {
 	short := strings.TrimPrefix(full, name.DefaultRegistry+"/")
@@ -144,23 +135,23 @@ func (s *Store) keep(ctx context.Context, img v1.Image, names ...string) (*Image
 // rename has the names stand for d. What had them before stays, without a name: a machine may have been made of it.
 func rename(list []v1.Descriptor, d v1.Descriptor, names []string) []v1.Descriptor {
 	for i := range list {
-		if slices.Contains(names, list[i].Annotations[refName]) {
+		if slices.Contains(names, list[i].Annotations[RefName]) {
 			list[i].Annotations = nil
 		}
 	}
 	list = append(list, d)
 	for _, n := range names {
-		d.Annotations = map[string]string{refName: n}
+		d.Annotations = map[string]string{RefName: n}
 		list = append(list, d)
 	}
 	// Who has a name needs no entry without one, and nobody needs two.
 	named := map[v1.Hash]bool{}
 	for _, d := range list {
-		named[d.Digest] = named[d.Digest] || d.Annotations[refName] != ""
+		named[d.Digest] = named[d.Digest] || d.Annotations[RefName] != ""
 	}
 	nameless := map[v1.Hash]bool{}
 	return slices.DeleteFunc(list, func(d v1.Descriptor) bool {
-		if d.Annotations[refName] != "" {
+		if d.Annotations[RefName] != "" {
 			return false
 		}
 		drop := named[d.Digest] || nameless[d.Digest]
@@ -244,15 +235,14 @@ func (s *Store) List() ([]*Image, error) {
 	}
 	names := map[v1.Hash][]string{}
 	for _, d := range index.Manifests {
-		names[d.Digest] = append(names[d.Digest], "")
-		if n := d.Annotations[refName]; n != "" {
-			l := names[d.Digest]
-			l[len(l)-1] = n
+		own := names[d.Digest]
+		if n := d.Annotations[RefName]; n != "" {
+			own = append(own, n)
 		}
+		names[d.Digest] = own // also of one that has no name
 	}
 	var list []*Image
 	for digest, n := range names {
-		n = slices.DeleteFunc(n, func(n string) bool { return n == "" })
 		slices.Sort(n)
 		img, err := s.read(digest, n)
 		if err != nil {
@@ -370,7 +360,7 @@ func (s *Store) Remove(ref string, inUse func(*Image) error) (gone []string, err
 		return nil, err
 	}
 	index.Manifests = slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool {
-		return d.Digest == img.Digest && (last || slices.Contains(names, d.Annotations[refName]))
+		return d.Digest == img.Digest && (last || slices.Contains(names, d.Annotations[RefName]))
 	})
 	if err := s.setIndex(index); err != nil {
 		return nil, err

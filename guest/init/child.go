@@ -169,16 +169,10 @@ func (c *child) openTerminal(p *wire.Process, uid int) (err error) {
 
 // openPipes gives the process three streams.
 func (c *child) openPipes(withInput bool) error {
-	pipe := func() (r, w *os.File, err error) {
-		if r, w, err = os.Pipe(); err == nil {
-			return r, w, nil
-		}
-		return nil, nil, err
-	}
 	var in, out, errs *os.File
 	var err error
 	if withInput {
-		in, c.stdin, err = pipe()
+		in, c.stdin, err = os.Pipe()
 	} else {
 		in, err = os.Open(os.DevNull)
 	}
@@ -186,11 +180,11 @@ func (c *child) openPipes(withInput bool) error {
 		return err
 	}
 	c.given = append(c.given, in)
-	if c.stdout, out, err = pipe(); err != nil {
+	if c.stdout, out, err = os.Pipe(); err != nil {
 		return err
 	}
 	c.given = append(c.given, out)
-	if c.stderr, errs, err = pipe(); err != nil {
+	if c.stderr, errs, err = os.Pipe(); err != nil {
 		return err
 	}
 	c.given = append(c.given, errs)

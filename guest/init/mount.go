@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -230,6 +229,6 @@ func unmount() {
 }
 
 // sysctl writes a setting of the kernel's, if it has it.
-func sysctl(name string, value int) {
-	_ = os.WriteFile(filepath.Join("/proc/sys", name), []byte(strconv.Itoa(value)), 0o644)
+func sysctl(name, value string) {
+	_ = os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644)
 }

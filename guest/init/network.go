@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -25,8 +24,8 @@ func setUpNetwork(s *wire.Setup) error {
 		return err
 	}
 	// As in Docker: whoever runs in there may have any port, and ping.
-	sysctl("net/ipv4/ip_unprivileged_port_start", 0)
-	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0o644)
+	sysctl("net/ipv4/ip_unprivileged_port_start", "0")
+	sysctl("net/ipv4/ping_group_range", "0 2147483647")
 	if s.Address == "" {
 		return nil
 	}

@@ -123,6 +123,11 @@ func host(p netip.Prefix, n byte) netip.Addr {
 	return a
 }
 
+// Layout returns the addresses that a network of that subnet has.
+func Layout(subnet netip.Prefix) (router, dns, guest netip.Addr) {
+	return host(subnet, routerHost), host(subnet, dnsHost), host(subnet, guestHost)
+}
+
 // Open makes the network, and listens on the ports that are forwarded. Its error names the one that is taken.
 func Open(cfg Config) (_ *Network, err error) {
 	if !cfg.Subnet.IsValid() {
@@ -131,10 +136,11 @@ func Open(cfg Config) (_ *Network, err error) {
 	if !cfg.Subnet.Addr().Is4() || cfg.Subnet.Bits() > 27 || cfg.Subnet.Bits() < 8 {
 		return nil, fmt.Errorf("network %v: not an IPv4 network of /8 to /27", cfg.Subnet)
 	}
+	router, dns, guest := Layout(cfg.Subnet)
 	n := &Network{
 		cfg: cfg, dns: newResolvers(resolvConf), tcpSlots: make(chan struct{}, maxTCP), udpSlots: make(chan struct{}, maxUDP),
 		addrs: addresses{
-			subnet: cfg.Subnet.Masked(), router: host(cfg.Subnet, routerHost), dns: host(cfg.Subnet, dnsHost), guest: host(cfg.Subnet, guestHost),
+			subnet: cfg.Subnet.Masked(), router: router, dns: dns, guest: guest,
 			router6: host(prefix6, routerHost), dns6: host(prefix6, dnsHost), linkLocal: netip.MustParseAddr("fe80::2"),
 		},
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vmm/container/initrd"
+	"vmm/container/oci"
 	"vmm/kernel"
 	"vmm/test/lab"
 )
@@ -45,7 +46,7 @@ func containerHost(t *testing.T, images map[string]v1.Image) (h *host, vmm strin
 	l, err := layout.Write(filepath.Join(dir, "images"), empty.Index)
 	require.NoError(t, err)
 	for name, img := range images {
-		require.NoError(t, l.AppendImage(img, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": name})))
+		require.NoError(t, l.AppendImage(img, layout.WithAnnotations(map[string]string{oci.RefName: name})))
 	}
 	registry, err := lab.Registry(t.Context())
 	require.NoError(t, err)
@@ -118,7 +119,7 @@ func TestContainer(t *testing.T) {
 	})
 	t.Run("terminal", func(t *testing.T) {
 		if !h.emulated() {
-			t.Skip("only the lab has terminals")
+			t.Skip("only the lab has terminals: it is what runs where /dev/kvm runs no stock kernel (vmm probe)")
 		}
 		resize := make(chan lab.Size, 1)
 		p := h.startOn(t, &lab.Size{Rows: 33, Cols: 111}, resize, vmm, "run", "-it", "--rm", image)

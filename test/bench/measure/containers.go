@@ -32,11 +32,8 @@ type Timeline struct {
 	Build, Boot, Setup, Start, Command, Finish float64
 }
 
-// Runtimes, as reports have them.
-const (
-	vmmRun  = VMM
-	runcRun = "runc run"
-)
+// runcRun is a runtime's name, as reports have it.
+const runcRun = "runc run"
 
 // containerLimit bounds one run.
 const containerLimit = 5 * time.Minute
@@ -77,8 +74,8 @@ func (p *Plan) measureContainers(ctx context.Context, r *Report, progress func(s
 		if _, err := run(vmm...); err != nil { // makes the root file system and the initrd
 			return err
 		}
-		commands := map[string][]string{vmmRun: vmm, runcRun: {"runc", "run", "-b", bundle, "bench"}}
-		runtimes := []string{vmmRun, runcRun}
+		commands := map[string][]string{VMM: vmm, runcRun: {"runc", "run", "-b", bundle, "bench"}}
+		runtimes := []string{VMM, runcRun}
 		if k.Name == c.Builtin {
 			roots, err := filepath.Glob(filepath.Join(dir, "cache", "vmm", "images", "rootfs", "*.ext4"))
 			if err != nil || len(roots) != 1 {

@@ -17,10 +17,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-)
 
-// refName is the annotation that holds an image's name.
-const refName = "org.opencontainers.image.ref.name"
+	"vmm/container/oci"
+)
 
 func main() {
 	if len(os.Args) != 3 {
@@ -51,7 +50,7 @@ func serve(address, dir string) error {
 		return err
 	}
 	for _, d := range manifest.Manifests {
-		ref, err := name.ParseReference(address + "/" + d.Annotations[refName])
+		ref, err := name.ParseReference(address + "/" + d.Annotations[oci.RefName])
 		if err != nil {
 			return err
 		}
